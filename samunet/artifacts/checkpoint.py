@@ -1,0 +1,169 @@
+"""One safetensors file per checkpoint: what was trained, and in its metadata everything needed to use it.
+
+The metadata holds, as JSON texts, the manifest, the plan, dataset.json and the fingerprint. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from samunet.artifacts.dataset import DatasetDescription
+from samunet.artifacts.plan import IntensityMap, Plan, ResolvedRecipe
+from samunet.core.config import Schema, parse_schema
+from samunet.core.errors import CheckpointError, ConfigError
+from samunet.core.files import atomic_path
+
+CHECKPOINT_VERSION = 1
+ENDING = ".safetensors"
+
+
+class BaseWeights(Schema):
+    """The pretrained file a model was adapted from; without it the checkpoint is complete in itself.
+
+    Args:
+        kind: Kind of weights, "none" for random.
+        file: Where it was; found again there or in the cache by its name and hash.
+        sha256: Its full hash.
+        rest: The file that supplied the decoder when the first holds an encoder only.
+    """
+
+    kind: str
+    file: str = ""
+    sha256: str = ""
+    rest: BaseWeights | None = None
+
+
+class Manifest(Schema):
+    """What a checkpoint is.
+
+    Args:
+        version: Schema version.
+        dataset: Folder name.
+        configuration: Planned configuration.
+        preset: Preset name, "auto" for the plan's own recipe.
+        fold: "0" to "4", or "all".
+        recipe: The recipe as trained, after command-line overrides.
+        base: The base weights.
+        seed: Seed of initialisation and data.
+        steps: Optimizer steps taken.
+        epochs: Epochs finished.
+        minutes: Elapsed training minutes over all resumes.
+        finished: Whether the run reached its end.
+        metrics: What was measured when it was written.
+        load_report: Keys that were missing, unexpected, re-initialised or resized on loading the base.
+        provenance: Versions, machine, command and times.
+        state: Scalars of a resumable run.
+    """
+
+    version: int = CHECKPOINT_VERSION
+    dataset: str
+    configuration: str
+    preset: str
+    fold: str
+    recipe: dict[str, Any]
+    base: BaseWeights
+    seed: int
+    steps: int
+    epochs: int
+    minutes: float
+    finished: bool = False
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    load_report: dict[str, list[str]] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    state: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def resolved_recipe(self) -> ResolvedRecipe:
+        """The recipe as the code that builds models takes it."""
+        values = dict(self.recipe)
+        values["intensity_map"] = parse_schema(IntensityMap, values["intensity_map"])
+        values["lora_targets"] = tuple(values["lora_targets"])
+        return ResolvedRecipe(**values)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Args:
+        manifest: What it is.
+        plan: The plan it was trained with.
+        description: dataset.json.
+        fingerprint: The fingerprint, as JSON.
+        tensors: Name to torch tensor (or numpy array before writing).
+    """
+
+    manifest: Manifest
+    plan: Plan
+    description: DatasetDescription
+    fingerprint: dict[str, Any]
+    tensors: Mapping[str, Any]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: File to write, ending in .safetensors.
+        checkpoint: Its tensors may live on any device.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {
+        "manifest": checkpoint.manifest.model_dump_json(),
+        "plan": checkpoint.plan.model_dump_json(),
+        "dataset": checkpoint.description.model_dump_json(exclude_none=True),
+        "fingerprint": json.dumps(checkpoint.fingerprint),
+    }
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read only what a checkpoint is, not its tensors."""
+    return parse_schema(Manifest, _metadata(path)["manifest"], file=path)
+
+
+def read_checkpoint(path: Path, *, device: str = "cpu") -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: If it is missing, truncated, or no samunet checkpoint.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    metadata = _metadata(path)
+    try:
+        tensors = load_file(path, device=device)
+    except SafetensorError as error:
+        raise CheckpointError("the checkpoint's tensors cannot be read", file=path, found=str(error)) from None
+    return Checkpoint(
+        parse_schema(Manifest, metadata["manifest"], file=path),
+        parse_schema(Plan, metadata["plan"], file=path),
+        DatasetDescription.model_validate(metadata["dataset"]),
+        metadata["fingerprint"],
+        tensors,
+    )
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            texts = stream.metadata() or {}
+        return {name: json.loads(texts[name]) for name in ("manifest", "plan", "dataset", "fingerprint")}
+    except FileNotFoundError:
+        raise CheckpointError("the checkpoint does not exist", file=path) from None
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError, ConfigError) as error:
+        raise CheckpointError(
+            "the file is no samunet checkpoint, or it is damaged", file=path, found=str(error), todo="train again"
+        ) from None

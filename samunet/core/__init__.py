@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, geometry, labels, files, random numbers, reporting."""
