@@ -1,0 +1,88 @@
+"""samunet_predict: a folder of images in, 3D masks in each image's own geometry out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from samunet.cli.arguments import CommandParser, add_workspace_flags, locate_workspace
+from samunet.cli.render import TerminalReporter, run_command
+from samunet.core.errors import UsageError
+
+
+def build_parser() -> CommandParser:
+    """The command's flags."""
+    parser = CommandParser(
+        "samunet_predict", "Segment every image of a folder. Each mask has exactly its image's grid and file format."
+    )
+    parser.add_argument("-i", dest="input", type=Path, required=True, metavar="IN", help="folder of images")
+    parser.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="folder for masks")
+    parser.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset whose trained model is used")
+    parser.add_argument("-m", dest="model", type=Path, metavar="FOLDER", help="model folder instead of -d")
+    parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average (default: all finished)")
+    parser.add_argument("-c", dest="configuration", metavar="CONFIG", help="configuration (default: the recommended)")
+    parser.add_argument(
+        "-chk", dest="checkpoint", default="final", choices=["final", "best"], help="checkpoint (default final)"
+    )
+    parser.add_argument("--device", "-device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--disable_tta", action="store_true", help="do not average mirrored views")
+    parser.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with probabilities")
+    parser.add_argument("--continue_prediction", action="store_true", help="keep masks that exist already")
+    parser.add_argument("-npp", dest="readers", type=int, default=1, help="cases read and preprocessed ahead")
+    parser.add_argument("-nps", dest="writers", type=int, default=1, help="masks written at the same time")
+    add_workspace_flags(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run_command(lambda: _run(build_parser().parse_command(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if (options.dataset is None) == (options.model is None):
+        raise UsageError("name the model with either -d DATASET or -m FOLDER")
+    if min(options.readers, options.writers) < 1:
+        raise UsageError("-npp and -nps must be at least 1")
+    from samunet.pipeline.predict import PredictionRequest, predict
+    from samunet.pipeline.selection import choose_model_folder
+
+    model_folder = options.model
+    if model_folder is None:
+        workspace = locate_workspace(options, options.dataset)
+        name = workspace.dataset_name(options.dataset)
+        model_folder = choose_model_folder(
+            workspace, name, configuration=options.configuration, checkpoint=options.checkpoint
+        )
+    elif options.configuration is not None:
+        raise UsageError("-c chooses among the models of -d; a model folder has one configuration", found="-m and -c")
+    reporter = TerminalReporter()
+    report = predict(
+        PredictionRequest(
+            input=options.input,
+            output=options.output,
+            model_folder=model_folder,
+            folds=options.folds,
+            checkpoint=options.checkpoint,
+            device=options.device,
+            mirror=not options.disable_tta,
+            save_probabilities=options.save_probabilities,
+            resume=options.continue_prediction,
+            readers=options.readers,
+            writers=options.writers,
+        ),
+        reporter=reporter,
+    )
+    done = len(report.cases) - len(report.failed)
+    reporter.info(f"{done} of {len(report.cases)} images have a mask in {options.output}")
+    if report.failed:
+        reporter.warn(
+            f"no mask for {', '.join(report.failed)}; the reasons are in {options.output / 'prediction.json'}"
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

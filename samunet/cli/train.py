@@ -1,0 +1,98 @@
+"""samunet_train: fine-tune one fold."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from samunet.cli.arguments import CommandParser, add_workspace_flags, locate_workspace
+from samunet.cli.render import TerminalReporter, run_command
+
+
+def build_parser() -> CommandParser:
+    """The command's flags."""
+    parser = CommandParser("samunet_train", "Fine-tune SAM on one fold of a planned dataset, then validate it.")
+    parser.add_argument("dataset", metavar="DATASET", help="id, name or path")
+    parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
+    parser.add_argument("-c", dest="configuration", metavar="CONFIG", help="configuration (default: the recommended)")
+    parser.add_argument(
+        "--weights", default="auto", help="auto (SAM's official file), none (random), a file, or KIND:FILE"
+    )
+    parser.add_argument("--device", "-device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    schedule = parser.add_argument_group("overrides of the plan")
+    schedule.add_argument("--epochs", type=_positive_int, help="number of epochs")
+    schedule.add_argument("--iterations", type=_positive_int, help="optimizer steps per epoch")
+    schedule.add_argument("--time-limit", type=_positive, metavar="MINUTES", help="run the schedule on elapsed time")
+    schedule.add_argument(
+        "--patience", type=_positive_int, help="epochs without a better monitor score before stopping"
+    )
+    schedule.add_argument("--lr", type=_positive, help="peak learning rate")
+    schedule.add_argument("--batch-size", type=_positive_int, help="slices per optimizer step")
+    schedule.add_argument("--rank", type=_positive_int, help="LoRA rank")
+    schedule.add_argument("--seed", type=int, default=12345, help="seed of initialisation and data (default 12345)")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--c", dest="resume", action="store_true", help="continue the latest checkpoint")
+    run.add_argument("--val", dest="validate_only", action="store_true", help="only validate the final checkpoint")
+    run.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    run.add_argument("--workers", type=int, help="loader processes (default: 1 on a CPU, up to 8 beside a GPU)")
+    run.add_argument("--disable_tta", action="store_true", help="no mirrored views in the final validation")
+    add_workspace_flags(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return run_command(lambda: _run(build_parser().parse_command(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    workspace = locate_workspace(options, options.dataset)
+    from samunet.cli.evaluate import show_report
+    from samunet.pipeline.train import TrainingRequest, train
+
+    reporter = TerminalReporter()
+    request = TrainingRequest(
+        dataset=options.dataset,
+        fold=options.fold,
+        configuration=options.configuration,
+        weights=options.weights,
+        device=options.device,
+        epochs=options.epochs,
+        iterations=options.iterations,
+        learning_rate=options.lr,
+        batch_size=options.batch_size,
+        rank=options.rank,
+        seed=options.seed,
+        patience=options.patience,
+        minutes=options.time_limit,
+        num_workers=options.workers,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        validate_only=options.validate_only,
+        mirror=not options.disable_tta,
+    )
+    result = train(request, workspace, reporter=reporter)
+    if result.report is None:
+        reporter.info(f"trained on all cases, so none is left to validate on: {result.folder}")
+        return 0
+    show_report(result.report, reporter)
+    reporter.info(f"validation of fold {options.fold}: {result.folder / 'validation'}")
+    return 0 if result.report.complete else 1
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be positive, found {text}")
+    return value
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {text}")
+    return value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

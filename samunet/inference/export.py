@@ -1,0 +1,114 @@
+"""Predictions to files: masks with the input's own geometry, probabilities, several cases under way at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from samunet.artifacts.dataset import Case
+from samunet.core.errors import DataError, SamunetError
+from samunet.core.files import atomic_path
+from samunet.core.log import Reporter
+from samunet.core.volume import Volume
+from samunet.imageio import read_volume, write_labels
+from samunet.inference.predictor import Predictor
+from samunet.inference.restore import Restored
+from samunet.preprocessing.pipeline import PreprocessedCase
+
+Loaded = tuple[Volume, PreprocessedCase]
+
+
+def predict_cases(
+    predictor: Predictor,
+    cases: Sequence[Case],
+    output: Path,
+    *,
+    ending: str,
+    reporter: Reporter,
+    save_probabilities: bool = False,
+    readers: int = 1,
+    writers: int = 1,
+) -> dict[str, SamunetError | None]:
+    """Predict cases one after the other; reading ahead and writing behind run in threads.
+
+    Args:
+        predictor: Loaded models.
+        cases: What to predict.
+        output: Folder of ``CASE`` + ending masks, and ``CASE.npz`` probabilities.
+        ending: Ending of the masks.
+        reporter: Told about progress.
+        save_probabilities: Also write float16 probabilities (T, Z, Y, X) under the key "probabilities".
+        readers: Cases read and preprocessed ahead.
+        writers: Masks written at the same time.
+
+    Returns:
+        Case to None, or to the error that kept it from being predicted. No case stops the others.
+    """
+    outcomes: dict[str, SamunetError | None] = {}
+    written: dict[str, Future[None]] = {}
+
+    def load(case: Case) -> Loaded:
+        volume = read_volume(case.images, case=case.name)
+        return volume, predictor.preprocess(volume, name=case.name)
+
+    def save(case: Case, volume: Volume, restored: Restored) -> None:
+        write_labels(output / f"{case.name}{ending}", restored.labels, like=volume)
+        if restored.probabilities is not None:
+            with atomic_path(output / f"{case.name}.npz") as temporary, temporary.open("wb") as stream:
+                np.savez_compressed(stream, probabilities=restored.probabilities)
+
+    with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(writers) as writing:
+        loaded = _ahead(reading, load, cases, lead=readers)
+        for case, future in reporter.track(loaded, total=len(cases), what="predicting"):
+            try:
+                volume, prepared = future.result()
+                restored = predictor.predict_preprocessed(
+                    prepared.data, prepared.record, with_probabilities=save_probabilities
+                )
+            except Exception as error:
+                outcomes[case.name] = _as_error(error, case)
+                continue
+            written[case.name] = writing.submit(save, case, volume, restored)
+            outcomes[case.name] = None
+            _wait_for_all_but(written, 2 * writers)
+    for case in cases:
+        failure = written[case.name].exception() if case.name in written else None
+        if failure is not None:
+            outcomes[case.name] = _as_error(failure, case)
+    return outcomes
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, load: Callable[[Case], Loaded], cases: Sequence[Case], *, lead: int
+) -> Iterator[tuple[Case, Future[Loaded]]]:
+    """Yield (case, future) in order while at most ``lead`` further cases are being loaded."""
+    waiting: deque[tuple[Case, Future[Loaded]]] = deque()
+    for case in cases:
+        waiting.append((case, pool.submit(load, case)))
+        if len(waiting) > lead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _wait_for_all_but(written: dict[str, Future[None]], most: int) -> None:
+    unfinished = [future for future in written.values() if not future.done()]
+    if len(unfinished) > most:
+        unfinished[0].exception()
+
+
+def _as_error(error: BaseException, case: Case) -> SamunetError:
+    if isinstance(error, SamunetError):
+        error.case = error.case or case.name
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return DataError(
+            "memory ran out on this case",
+            case=case.name,
+            found=str(error).split("\n")[0],
+            todo="predict it with --device cpu or on a machine with more memory",
+        )
+    return DataError("this case failed unexpectedly", case=case.name, found=f"{type(error).__name__}: {error}")

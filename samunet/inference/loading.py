@@ -1,0 +1,140 @@
+"""Checkpoints back into models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from samunet.artifacts.checkpoint import (
+    ENDING,
+    BaseWeights,
+    Checkpoint,
+    Manifest,
+    read_checkpoint,
+    read_manifest,
+)
+from samunet.artifacts.plan import Configuration, Plan
+from samunet.core.errors import CheckpointError, UsageError, WeightsError
+from samunet.core.files import sha256_file
+from samunet.models.build import needs_base, restore_model
+from samunet.models.segmentation import SegmentationModel
+from samunet.models.weights import NONE, WeightsFile, cache_folder
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained model of an ensemble: the model in eval mode and what it is."""
+
+    model: SegmentationModel
+    manifest: Manifest
+    plan: Plan
+
+
+def finished_folds(model_folder: Path, checkpoint: str = "final") -> list[str]:
+    """Folds of a model folder that have the given checkpoint: "0" to "4", or "all"."""
+    found = [p.parent.name.removeprefix("fold_") for p in model_folder.glob(f"fold_*/checkpoint_{checkpoint}{ENDING}")]
+    return sorted(found)
+
+
+def choose_folds(model_folder: Path, folds: list[str] | None, checkpoint: str = "final") -> list[str]:
+    """The folds to ensemble: those asked for, else every numbered one that is finished, else "all".
+
+    Raises:
+        UsageError: If a fold asked for is not finished, nothing is finished, or "all" is mixed with numbers.
+    """
+    finished = finished_folds(model_folder, checkpoint)
+    if not finished:
+        raise UsageError(
+            f"no fold here has a {checkpoint} checkpoint", file=model_folder, todo="train one: samunet_train DATASET 0"
+        )
+    if folds is None:
+        numbered = [fold for fold in finished if fold != "all"]
+        return numbered or finished
+    missing = [fold for fold in folds if fold not in finished]
+    if missing:
+        raise UsageError(
+            "these folds are not finished", file=model_folder, expected=", ".join(finished), found=", ".join(missing)
+        )
+    if "all" in folds and len(folds) > 1:
+        raise UsageError("fold 'all' has seen every case and is not mixed with others", found=", ".join(folds))
+    return folds
+
+
+def load_member(path: Path, *, device: str) -> Member:
+    """Build a checkpoint's model on a device, in eval mode.
+
+    Raises:
+        CheckpointError: If the file is damaged or does not fit.
+        WeightsError: If its base weights are not at hand or differ from those it was trained on.
+    """
+    checkpoint = read_checkpoint(path)
+    return Member(rebuild(checkpoint).to(device).eval(), checkpoint.manifest, checkpoint.plan)
+
+
+def rebuild(checkpoint: Checkpoint) -> SegmentationModel:
+    """A checkpoint's model on the CPU."""
+    manifest = checkpoint.manifest
+    recipe = manifest.resolved_recipe
+    configuration = checkpoint.plan.configuration(manifest.configuration)
+    return restore_model(
+        recipe,
+        num_tokens=checkpoint.plan.label_spec.num_tokens,
+        num_input_channels=num_input_channels(checkpoint.plan, configuration),
+        channels=configuration.channels.value,
+        weights=locate_base(manifest.base) if needs_base(recipe) else None,
+        state=checkpoint.tensors,
+    )
+
+
+def locate_base(base: BaseWeights) -> WeightsFile | None:
+    """The pretrained file a run started from, where it was or in the cache; None for random weights.
+
+    Raises:
+        WeightsError: If it is in neither place with the same hash.
+    """
+    if base.kind == NONE:
+        return None
+    recorded = Path(base.file)
+    for path in (recorded, cache_folder() / recorded.name):
+        if path.is_file() and sha256_file(path) == base.sha256:
+            rest = None if base.rest is None else locate_base(base.rest)
+            return WeightsFile(path, base.sha256, base.kind, rest)
+    raise WeightsError(
+        "the pretrained weights this model was adapted from are not here",
+        expected=f"{recorded.name} with SHA-256 {base.sha256}",
+        file=recorded,
+        todo=f"put that file into {cache_folder()}",
+    )
+
+
+def num_input_channels(plan: Plan, configuration: Configuration) -> int:
+    """Channels that the loader supplies per slice."""
+    channels = len(plan.channel_names) * (2 * configuration.context_slices.value + 1)
+    return 3 if channels == 1 else channels
+
+
+def load_members(model_folder: Path, folds: list[str], *, checkpoint: str, device: str) -> list[Member]:
+    """Load the folds of one model folder.
+
+    Raises:
+        CheckpointError: If the folds were trained with recipes or plans that cannot be averaged.
+    """
+    paths = [model_folder / f"fold_{fold}" / f"checkpoint_{checkpoint}{ENDING}" for fold in folds]
+    _check_alike([read_manifest(path) for path in paths], model_folder)
+    return [load_member(path, device=device) for path in paths]
+
+
+def _check_alike(manifests: list[Manifest], folder: Path) -> None:
+    def essence(manifest: Manifest) -> tuple[object, ...]:
+        recipe = manifest.resolved_recipe
+        return manifest.configuration, recipe.input_size, recipe.tile_vox, recipe.intensity_map
+
+    for manifest in manifests[1:]:
+        if essence(manifest) != essence(manifests[0]):
+            raise CheckpointError(
+                "the folds were trained on different input and cannot be averaged",
+                file=folder,
+                expected=str(essence(manifests[0])),
+                found=f"fold {manifest.fold}: {essence(manifest)}",
+                todo="name the folds that belong together with -f, or train the others again",
+            )

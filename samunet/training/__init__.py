@@ -1,0 +1,1 @@
+"""Fine-tuning: data, augmentation, losses, optimization, checkpoints, validation."""

@@ -1,0 +1,72 @@
+"""What a fold does at evaluations, checkpoints and epoch ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from samunet.artifacts.dataset import Case
+from samunet.inference.loading import Member
+from samunet.inference.predictor import Predictor
+from samunet.training.checkpointing import RunIdentity, save_result, save_resumable
+from samunet.training.progress import append_log, draw_progress, rewrite_log
+from samunet.training.trainer import Trainer
+from samunet.training.validation import VolumeEvaluator
+
+LOG_FILE, PICTURE_FILE = "training_log.jsonl", "progress.png"
+
+
+class FoldEvents:
+    """Evaluates on monitor and validation cases, writes checkpoints, log and picture into the fold's folder.
+
+    Args:
+        folder: The fold's folder.
+        identity: What the run is.
+        store: Folder of preprocessed images.
+        monitor: Training cases held out to choose the best checkpoint and to stop early.
+        validation: Cases of the fold that are only plotted.
+        device: Where the model is.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: RunIdentity,
+        *,
+        store: Path,
+        monitor: Sequence[Case],
+        validation: Sequence[Case],
+        device: str,
+    ) -> None:
+        labels = identity.plan.label_spec
+        self._folder, self._identity, self._device = folder, identity, device
+        self._sets = {
+            "monitor": VolumeEvaluator(store, monitor, labels),
+            "validation": VolumeEvaluator(store, validation, labels),
+        }
+
+    def evaluate(self, trainer: Trainer) -> dict[str, float | None]:
+        """Mean whole-volume Dice per set, without mirrored views."""
+        member = Member(trainer.model, self._identity.manifest(), self._identity.plan)
+        predictor = Predictor([member], device=self._device, mirror=False)
+        return {name: evaluator.mean_dice(predictor) for name, evaluator in self._sets.items()}
+
+    def save(self, name: str, trainer: Trainer) -> None:
+        """Write "latest" (to continue from) or "best" (the averaged weights, as they were evaluated)."""
+        if name == "latest":
+            save_resumable(self._folder, trainer, self._identity)
+            return
+        trainer.average.swap()
+        save_result(self._folder, name, trainer, self._identity)
+        trainer.average.swap()
+
+    def log(self, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Append the epoch to the log; redraw the picture when something was evaluated."""
+        append_log(self._folder / LOG_FILE, row)
+        if "validation" in row or len(history) == 1:
+            draw_progress(self._folder / PICTURE_FILE, history)
+
+    def restart_log(self, history: list[dict[str, Any]]) -> None:
+        """Cut the log back to the epochs of the checkpoint that is continued."""
+        rewrite_log(self._folder / LOG_FILE, history)

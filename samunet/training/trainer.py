@@ -1,0 +1,266 @@
+"""The training loop, readable in one sitting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from samunet.artifacts.plan import ResolvedRecipe
+from samunet.core.log import Reporter
+from samunet.inference.encode import to_encoder, to_store
+from samunet.inference.sliding import autocast
+from samunet.models.segmentation import SegmentationModel
+from samunet.training.data import Sample
+from samunet.training.losses import segmentation_loss
+from samunet.training.optim import MovingAverage, clip_gradients, learning_rate_factor, set_learning_rate
+
+MAX_GRADIENT_NORM = 1.0
+NUM_MILESTONES = 10
+SAVE_EVERY_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What is fixed for a run.
+
+    Args:
+        recipe: As trained.
+        has_regions: Kind of labels.
+        device: Where to train.
+        seed: Of initialisation and data.
+        minutes: Time limit; the schedule then runs on elapsed time. None: it runs on steps.
+        patience: Stop after this many epochs without a better monitor score; None: never.
+    """
+
+    recipe: ResolvedRecipe
+    has_regions: bool
+    device: str
+    seed: int
+    minutes: float | None
+    patience: int | None
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Slices consumed in an epoch."""
+        return self.recipe.iterations * self.recipe.batch_size
+
+
+@dataclass
+class RunState:
+    """Where a run stands; everything here is in a resumable checkpoint.
+
+    Args:
+        step: Optimizer steps taken.
+        seconds: Elapsed time over all resumes.
+        milestones: Milestones of progress already evaluated.
+        best_score: Best monitor score.
+        best_epoch: Epoch of it.
+        finished: Whether the run reached its end.
+        history: One row per epoch, as logged.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    milestones: int = 0
+    best_score: float = -math.inf
+    best_epoch: int = 0
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class RunEvents(Protocol):
+    """What the loop asks of the rest: evaluation, checkpoints, logs."""
+
+    def evaluate(self, trainer: Trainer) -> dict[str, float | None]:
+        """Whole-volume Dice of the current weights: "monitor" chooses, "validation" is only plotted."""
+
+    def save(self, name: str, trainer: Trainer) -> None:
+        """Write a checkpoint of the current weights."""
+
+    def log(self, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Record an epoch."""
+
+
+class Trainer:
+    """Optimizes a model until its steps, its time or its patience are used up.
+
+    Args:
+        model: On its device.
+        settings: Of the run.
+        make_loader: Builds the endless loader, given the number of samples already consumed.
+        events: Evaluation, checkpoints, logs.
+        reporter: Who is told.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        settings: RunSettings,
+        *,
+        make_loader: Callable[[int], DataLoader[Sample]],
+        events: RunEvents,
+        reporter: Reporter,
+    ) -> None:
+        self.model, self.settings, self.state = model, settings, RunState()
+        self._make_loader, self._events, self._reporter = make_loader, events, reporter
+        recipe = settings.recipe
+        groups = model.trainable_parameters()
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": groups["decay"], "weight_decay": recipe.weight_decay},
+                {"params": groups["no_decay"], "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+        )
+        self.average = MovingAverage(model, recipe.ema_decay)
+        uses_scaler = recipe.precision == "fp16" and torch.device(settings.device).type == "cuda"
+        self.scaler = torch.amp.GradScaler(enabled=uses_scaler)
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._started = monotonic()
+        self._saved = monotonic()
+        self._evaluation_seconds = self._evaluated_at = 0.0
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of a run without time limit."""
+        return self.settings.recipe.epochs * self.settings.recipe.iterations
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this run over all resumes."""
+        return self.state.seconds + monotonic() - self._started
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.state.step // self.settings.recipe.iterations
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run that is over."""
+        if self.settings.minutes is not None:
+            return min(1.0, self.elapsed / (60 * self.settings.minutes))
+        return self.state.step / self.total_steps
+
+    def run(self) -> RunState:
+        """Train to the end; the model then holds the averaged weights."""
+        self._started = self._saved = monotonic()
+        self.model.train()
+        batches: Iterator[Sample] = iter(self._make_loader(self.state.step * self.settings.recipe.batch_size))
+        while not self.state.finished and self.progress < 1:
+            row = self._epoch(batches)
+            self._after_epoch(row)
+        if not self.state.finished:
+            self.state.finished = True
+            self._save("latest")
+        self.average.swap()
+        self.model.eval()
+        return self.state
+
+    def _epoch(self, batches: Iterator[Sample]) -> dict[str, Any]:
+        """Optimize until the next epoch boundary or the end of the time; returns its log row."""
+        recipe, first = self.settings.recipe, self.state.step
+        losses: list[Tensor] = []
+        began = monotonic()
+        while True:
+            losses.append(self._step(batches))
+            if self.state.step % 10 == 0 or self.state.step <= 3:
+                self._report_live(losses, first, began)
+            if self.state.step % recipe.iterations == 0 or self.progress >= 1:
+                break
+        seconds = monotonic() - began
+        return {
+            "epoch": math.ceil(self.state.step / recipe.iterations),
+            "step": self.state.step,
+            "progress": round(self.progress, 5),
+            "minutes": round(self.elapsed / 60, 3),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "loss": float(torch.stack(losses).mean()),
+            "images_per_second": round((self.state.step - first) * recipe.batch_size / max(seconds, 1e-9), 2),
+        }
+
+    def _step(self, batches: Iterator[Sample]) -> Tensor:
+        """One optimizer step over one batch, split into the planned number of parts; returns its mean loss."""
+        recipe, device = self.settings.recipe, self.settings.device
+        factor = learning_rate_factor(self.state.step, self.progress, warmup_steps=recipe.warmup_steps)
+        set_learning_rate(self.optimizer, recipe.learning_rate * factor)
+        image, valid, target = (part.to(device, non_blocking=True) for part in next(batches))
+        parts = recipe.accumulation_steps
+        total = torch.zeros((), device=device)
+        self.optimizer.zero_grad(set_to_none=True)
+        for one, inside, wanted in zip(image.chunk(parts), valid.chunk(parts), target.chunk(parts), strict=True):
+            with autocast(device, recipe.precision):
+                logits = self.model(to_encoder(one, inside, recipe))
+            loss = segmentation_loss(to_store(logits, recipe), wanted, has_regions=self.settings.has_regions)
+            share = loss * (len(one) / len(image))
+            self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            total += share.detach()
+        self.scaler.unscale_(self.optimizer)
+        clip_gradients(self._trained, MAX_GRADIENT_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.update()
+        self.state.step += 1
+        return total
+
+    def _after_epoch(self, row: dict[str, Any]) -> None:
+        """Evaluate at milestones, remember the best, stop on patience, save, log."""
+        due = int(self.progress * NUM_MILESTONES)
+        if (due > self.state.milestones and self._affordable()) or self.settings.patience is not None:
+            self.state.milestones = due
+            row.update(self._evaluate())
+            score = row.get("monitor")
+            if score is not None and score > self.state.best_score:
+                self.state.best_score, self.state.best_epoch = score, row["epoch"]
+                self._save("best")
+        patience = self.settings.patience
+        if patience is not None and row["epoch"] - self.state.best_epoch >= patience > 0:
+            self._reporter.info(f"no better monitor score for {patience} epochs: stopping at epoch {row['epoch']}")
+            self.state.finished = True
+        self.state.history.append(row)
+        self._events.log(row, self.state.history)
+        if self.state.finished or monotonic() - self._saved > SAVE_EVERY_SECONDS:
+            self._save("latest")
+
+    def _affordable(self) -> bool:
+        """Whether another evaluation keeps them below a tenth of a run that is limited by time."""
+        if self.settings.minutes is None:
+            return True
+        return self.elapsed - self._evaluated_at >= 9 * self._evaluation_seconds
+
+    def _evaluate(self) -> dict[str, float | None]:
+        began = monotonic()
+        self.average.swap()
+        self.model.eval()
+        scores = self._events.evaluate(self)
+        self.average.swap()
+        self.model.train()
+        self._evaluation_seconds, self._evaluated_at = monotonic() - began, self.elapsed
+        return scores
+
+    def _save(self, name: str) -> None:
+        self._events.save(name, self)
+        self._saved = monotonic()
+
+    def _report_live(self, losses: list[Tensor], first: int, began: float) -> None:
+        done = self.progress
+        speed = (self.state.step - first) * self.settings.recipe.batch_size / max(monotonic() - began, 1e-9)
+        remaining = self.elapsed * (1 - done) / max(done, 1e-6) / 60
+        end = f"{remaining:.1f} min left" if self.state.step > 3 else "estimating the end"
+        recent = float(torch.stack(losses[-10:]).mean())
+        self._reporter.status(
+            f"{done:6.1%}  step {self.state.step}  loss {recent:.3f}  {speed:.1f} slices/s  "
+            f"{self.elapsed / 60:.1f} min, {end}"
+        )
+
+
+def snapshot(state: RunState, elapsed: float) -> RunState:
+    """The state with the time since the last start added, as it goes into a checkpoint."""
+    return replace(state, seconds=elapsed, history=list(state.history))

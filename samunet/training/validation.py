@@ -1,0 +1,62 @@
+"""Whole-volume Dice while training, through the same sliding prediction and restoration as samunet_predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samunet.artifacts.dataset import Case
+from samunet.core.geometry import Geometry
+from samunet.core.labels import LabelSpec
+from samunet.evaluation.case import evaluate_case
+from samunet.imageio import read_labels
+from samunet.inference.predictor import Predictor
+from samunet.preprocessing.store import CaseStore
+
+
+@dataclass(frozen=True)
+class _Reference:
+    labels: NDArray[Any]
+    geometry: Geometry
+
+
+class VolumeEvaluator:
+    """Mean Dice of a model over a few cases, on the grid of their label files.
+
+    Args:
+        store_folder: Preprocessed images.
+        cases: Raw cases to evaluate, with label files.
+        labels: Meaning of the values.
+    """
+
+    def __init__(self, store_folder: Path, cases: Sequence[Case], labels: LabelSpec) -> None:
+        self._store, self._cases, self._labels = CaseStore(store_folder), list(cases), labels
+        self._references: dict[str, _Reference] = {}
+
+    def mean_dice(self, predictor: Predictor) -> float | None:
+        """Mean over cases of the mean over structures; None if no case has a score."""
+        scores = [self._case_dice(predictor, case) for case in self._cases]
+        known = [score for score in scores if score is not None]
+        return float(np.mean(known)) if known else None
+
+    def _case_dice(self, predictor: Predictor, case: Case) -> float | None:
+        opened = self._store.open(case.name)
+        restored = predictor.predict_preprocessed(opened.data[:], opened.record)
+        reference = self._reference(case)
+        metrics = evaluate_case(
+            reference.labels, restored.labels, labels=self._labels, geometry=reference.geometry, surface=False
+        )
+        dice = [m.Dice for m in metrics.values() if m.Dice is not None]
+        return float(np.mean(dice)) if dice else None
+
+    def _reference(self, case: Case) -> _Reference:
+        if case.name not in self._references:
+            assert case.label is not None
+            volume = read_labels(case.label, case=case.name)
+            self._references[case.name] = _Reference(volume.data[0], volume.geometry)
+        return self._references[case.name]
