@@ -23,11 +23,11 @@ from samunet.artifacts.plan import (
 from samunet.artifacts.workspace import Workspace
 from samunet.core.files import write_json
 from samunet.core.geometry import Geometry
+from samunet.core.log import SilentReporter
 from samunet.core.volume import Volume
 from samunet.datasets.raw import load_raw_dataset
 from samunet.imageio import write_image, write_labels
 from samunet.preprocessing.runner import preprocess_dataset
-from samunet.core.log import SilentReporter
 
 DATASET = "Dataset901_Balls"
 LABELS: dict[str, Any] = {"background": 0, "ball": 1, "cube": 2}

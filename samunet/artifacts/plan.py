@@ -182,11 +182,13 @@ class Budget(Schema):
         gpu_memory_gib: Memory of the GPU planned for.
         cpu_memory_gib: Memory planned for on a CPU.
         cpu_minutes: Training minutes planned for on a CPU.
+        reason: Where these figures come from.
     """
 
     gpu_memory_gib: float
     cpu_memory_gib: float
     cpu_minutes: float
+    reason: str = ""
 
 
 class Plan(Schema):

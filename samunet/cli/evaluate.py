@@ -47,7 +47,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--compare", type=Path, metavar="SUMMARY", help="compare with another summary.json, case by case"
     )
-    parser.add_argument("-np", "--processes", type=_count, default=_default_processes(), metavar="N", help="processes")
+    parser.add_argument("-np", "--processes", type=_count, metavar="N", help="processes (default: up to 8)")
     add_workspace_flags(parser)
     return parser
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from samunet.pipeline.evaluate import evaluate, match, save_evaluation
+    from samunet.pipeline.evaluate import evaluate, match, save_evaluation, suggest_processes
 
     reporter = TerminalReporter()
     references, predictions, dataset_json = _sources(options)
@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         pairs,
         labels=labels,
         tolerance_mm=options.tolerance,
-        processes=options.processes,
+        processes=options.processes or suggest_processes(pairs, labels, limit=_available_cores()),
         reporter=reporter,
         surface=not options.no_surface,
         unmatched=unmatched,
@@ -127,7 +127,7 @@ def _labels(
     path = options.dataset_json or found
     if path is None:
         reporter.info("no dataset.json: structures are the values found in the references")
-        return labels_from_references(references, processes=options.processes, reporter=reporter)
+        return labels_from_references(references, processes=options.processes or 1, reporter=reporter)
     reporter.info(f"labels from {path}")
     return LabelSpec.from_dataset_json(read_dataset_json(path))
 
@@ -186,5 +186,5 @@ def _count(text: str) -> int:
     return value
 
 
-def _default_processes() -> int:
+def _available_cores() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

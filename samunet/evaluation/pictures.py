@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from samunet.core.files import atomic_path
 from samunet.core.labels import LabelSpec
 
-REFERENCE_STYLE, PREDICTION_STYLE = "--", "-"
+REFERENCE_STYLE: Final = "--"
+PREDICTION_STYLE: Final = "-"
 
 
 def draw_overlay(
@@ -80,5 +81,5 @@ def _slices_to_show(maps: Sequence[NDArray[Any]], axis: int, most: int) -> list[
 def _contour(axes: Any, mask: NDArray[np.bool_], colour: str, style: str) -> None:
     from skimage.measure import find_contours
 
-    for line in find_contours(np.pad(mask, 1).astype(float), 0.5):
+    for line in find_contours(np.pad(mask, 1).astype(float), 0.5):  # type: ignore[no-untyped-call]
         axes.plot(line[:, 1] - 1, line[:, 0] - 1, style, color=colour, linewidth=1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from samunet.artifacts.checkpoint import BaseWeights
 from samunet.artifacts.dataset import Case, DatasetDescription, RawDataset
@@ -28,7 +31,7 @@ from samunet.pipeline.evaluate import evaluate, save_evaluation
 from samunet.pipeline.provenance import describe
 from samunet.preprocessing.store import CaseStore
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, load_identity, resume, save_result
-from samunet.training.data import SliceDataset, make_loader
+from samunet.training.data import Sample, SliceDataset, make_loader
 from samunet.training.events import FoldEvents
 from samunet.training.trainer import RunSettings, Trainer
 
@@ -132,8 +135,10 @@ def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter)
         if request.resume:
             identity = load_identity(folder)
         else:
-            _claim(folder, overwrite=request.overwrite)
+            existing = _existing_files(folder, overwrite=request.overwrite)
             identity = _identify(request, inputs, recipe, reporter)
+            for path in existing:
+                path.unlink()
         _train(identity, inputs, folder, device, request, reporter)
     return TrainingResult(folder, _validate(inputs, folder, device, request, reporter))
 
@@ -199,14 +204,12 @@ def _resolve(request: TrainingRequest, inputs: _Inputs, kind: str, device: str) 
     return replace(recipe, **changes)
 
 
-def _claim(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder of a new run; an existing run is only replaced on request."""
-    existing = [p for p in folder.glob("*") if p.is_file()] if folder.is_dir() else []
+def _existing_files(folder: Path, *, overwrite: bool) -> list[Path]:
+    """Files of an earlier run here; they may only be replaced on request, and only once the new run can start."""
+    existing = [path for path in folder.glob("*") if path.is_file()]
     if existing and not overwrite:
         raise UsageError("there is a run here already", file=folder, todo="--c continues it, --overwrite replaces it")
-    for path in existing:
-        path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    return existing
 
 
 def _identify(request: TrainingRequest, inputs: _Inputs, recipe: ResolvedRecipe, reporter: Reporter) -> RunIdentity:
@@ -265,39 +268,16 @@ def _train(
         minutes=recipe.minutes,
         patience=identity.patience,
     )
-    trained = [name for name in inputs.split.train if name not in inputs.monitor]
-    dataset = SliceDataset(
-        inputs.store,
-        trained,
-        plan=plan,
-        recipe=recipe,
-        context=configuration.context_slices.value,
-        seed=identity.seed,
-    )
-    write_json(folder / "cases.json", {"train": trained, "monitor": inputs.monitor, "validation": inputs.split.val})
-    events = FoldEvents(
-        folder,
-        identity,
-        store=inputs.store,
-        monitor=inputs.cases(inputs.monitor),
-        validation=inputs.cases(inputs.split.val[:MAX_PLOTTED_CASES]),
-        device=device,
-    )
-    workers = request.num_workers if request.num_workers is not None else default_workers(device)
+    events = _events(identity, inputs, folder, device)
     trainer = Trainer(
         built.model.to(device),
         settings,
-        make_loader=lambda start: make_loader(
-            dataset,
-            batch_size=recipe.batch_size,
-            samples_per_epoch=settings.samples_per_epoch,
-            start=start,
-            num_workers=workers,
-            pin_memory=device != "cpu",
-        ),
+        make_loader=_loader_factory(identity, inputs, settings, request.num_workers),
         events=events,
         reporter=reporter,
     )
+    trained = [name for name in inputs.split.train if name not in inputs.monitor]
+    write_json(folder / "cases.json", {"train": trained, "monitor": inputs.monitor, "validation": inputs.split.val})
     if request.resume:
         resume(folder, trainer)
         events.restart_log(trainer.state.history)
@@ -306,6 +286,39 @@ def _train(
     save_result(folder, "final", trainer, identity)
     reporter.info(
         f"trained {state.step} steps in {trainer.elapsed / 60:.1f} minutes: {checkpoint_file(folder, 'final')}"
+    )
+
+
+def _events(identity: RunIdentity, inputs: _Inputs, folder: Path, device: str) -> FoldEvents:
+    return FoldEvents(
+        folder,
+        identity,
+        store=inputs.store,
+        monitor=inputs.cases(inputs.monitor),
+        validation=inputs.cases(inputs.split.val[:MAX_PLOTTED_CASES]),
+        device=device,
+    )
+
+
+def _loader_factory(
+    identity: RunIdentity, inputs: _Inputs, settings: RunSettings, num_workers: int | None
+) -> Callable[[int], DataLoader[Sample]]:
+    """What starts the loader after a number of samples already consumed."""
+    dataset = SliceDataset(
+        inputs.store,
+        [name for name in inputs.split.train if name not in inputs.monitor],
+        plan=identity.plan,
+        recipe=identity.recipe,
+        context=identity.plan.configuration(identity.configuration).context_slices.value,
+        seed=identity.seed,
+    )
+    return partial(
+        make_loader,
+        dataset,
+        batch_size=identity.recipe.batch_size,
+        samples_per_epoch=settings.samples_per_epoch,
+        num_workers=default_workers(settings.device) if num_workers is None else num_workers,
+        pin_memory=settings.device != "cpu",
     )
 
 

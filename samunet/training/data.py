@@ -181,7 +181,7 @@ class EndlessSampler(Sampler[SampleKey]):
 
 
 def make_loader(
-    dataset: SliceDataset, *, batch_size: int, samples_per_epoch: int, start: int, num_workers: int, pin_memory: bool
+    dataset: SliceDataset, start: int, *, batch_size: int, samples_per_epoch: int, num_workers: int, pin_memory: bool
 ) -> DataLoader[Sample]:
     """An endless loader of batches (image, valid, target), continuing after ``start`` samples.
 

@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 POLY_POWER = 0.9
+WARMUP_PROGRESS = 0.1
 
 
 def learning_rate_factor(step: int, progress: float, *, warmup_steps: int) -> float:
-    """Factor on the base learning rate: linear warm-up over steps, polynomial decay over progress.
+    """Factor on the base learning rate: linear warm-up, polynomial decay over progress.
 
     Args:
         step: Optimizer steps already taken.
         progress: Fraction of the run that is over, 0 to 1: steps taken of steps planned, or elapsed time of the limit.
-        warmup_steps: Steps until the full rate.
+        warmup_steps: Steps until the full rate; a run shorter than planned warms up in its first tenth.
     """
-    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    warmup = min(1.0, max((step + 1) / max(1, warmup_steps), progress / WARMUP_PROGRESS))
     return float(warmup * (1.0 - min(max(progress, 0.0), 1.0)) ** POLY_POWER)
 
 

@@ -233,7 +233,8 @@ class Trainer:
         """Whether another evaluation keeps them below a tenth of a run that is limited by time."""
         if self.settings.minutes is None:
             return True
-        return self.elapsed - self._evaluated_at >= 9 * self._evaluation_seconds
+        spare = self.elapsed - self._evaluated_at >= 9 * self._evaluation_seconds
+        return spare and self.progress < 1
 
     def _evaluate(self) -> dict[str, float | None]:
         began = monotonic()

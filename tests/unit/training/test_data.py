@@ -59,9 +59,7 @@ def test_context_gives_the_neighbours_as_channels(prepared):
     dataset = make_dataset(prepared, context=1, augment=False)
     for index in range(20):
         image = dataset[(0, index)][0][:, 1:31, 3:29].numpy()
-        matches = [
-            (n, s) for n, v in volumes.items() for s in range(6) if np.array_equal(v[s], image[1])
-        ]
+        matches = [(n, s) for n, v in volumes.items() for s in range(6) if np.array_equal(v[s], image[1])]
         assert len(matches) == 1
         name, place = matches[0]
         assert np.array_equal(image[0], volumes[name][max(0, place - 1)])
@@ -97,9 +95,7 @@ def test_batches_do_not_depend_on_workers_or_on_where_a_run_resumes(prepared, wo
     """Batches 3 to 5 are the same from any number of workers and when starting there."""
     dataset = make_dataset(prepared)
     reference = [dataset[(n // 10, n % 10)] for n in range(12, 24)]
-    loader = make_loader(
-        dataset, batch_size=4, samples_per_epoch=10, start=12, num_workers=workers, pin_memory=False
-    )
+    loader = make_loader(dataset, 12, batch_size=4, samples_per_epoch=10, num_workers=workers, pin_memory=False)
     flat = [tuple(part[i] for part in batch) for batch in islice(loader, 3) for i in range(4)]
     for got, wanted in zip(flat, reference, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))

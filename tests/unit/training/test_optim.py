@@ -17,6 +17,12 @@ def test_the_rate_warms_up_linearly_and_decays_to_zero():
     assert learning_rate_factor(100, 1.7, warmup_steps=10) == 0
 
 
+def test_a_short_run_warms_up_in_its_first_tenth():
+    """Where the planned warm-up would take the whole run, progress ends it."""
+    assert learning_rate_factor(9, 0.05, warmup_steps=1000) == pytest.approx(0.5 * 0.95**0.9)
+    assert learning_rate_factor(30, 0.2, warmup_steps=1000) == pytest.approx(0.8**0.9)
+
+
 def test_the_average_follows_its_formula_and_skips_frozen_parameters():
     """After one update from 0 to 1 with decay min(d, 2/11) the average is 1 - 2/11."""
     model = nn.Linear(2, 1)

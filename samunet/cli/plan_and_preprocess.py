@@ -1,0 +1,93 @@
+"""samunet_plan_and_preprocess: verify, measure, plan and preprocess raw datasets."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+
+from samunet.cli.arguments import CommandParser, add_workspace_flags, locate_workspace
+from samunet.cli.render import TerminalReporter, run_command
+
+DESCRIPTION = (
+    "Verifies raw datasets in nnU-Net's format, measures them, decides how to train on them (every decision with its "
+    "reason, in plans.json) and preprocesses their training cases. What an earlier run finished is kept."
+)
+
+
+def build_parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser("samunet_plan_and_preprocess", DESCRIPTION)
+    parser.add_argument(
+        "-d", dest="datasets", nargs="+", required=True, metavar="DATASET", help="ids, names or paths of raw datasets"
+    )
+    parser.add_argument("-np", "--processes", type=_count, default=_default_processes(), metavar="N", help="processes")
+    parser.add_argument(
+        "--gpu-memory",
+        type=_positive,
+        metavar="GB",
+        help="memory of the GPU to plan for (default: the one found, else 8)",
+    )
+    parser.add_argument(
+        "--minutes", type=_positive, metavar="MINUTES", help="training minutes on a CPU to plan for (default: 60)"
+    )
+    parser.add_argument("--explain", action="store_true", help="print every decision with its reason")
+    parser.add_argument(
+        "--skip-bad-cases", action="store_true", help="go on without the cases that verification rejects"
+    )
+    parser.add_argument("--overwrite-plan", action="store_true", help="plan anew, also over a hand-edited plans.json")
+    parser.add_argument("--no-verify", action="store_true", help="do not verify the dataset first")
+    add_workspace_flags(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(lambda: _run(build_parser().parse_command(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    reporter = TerminalReporter()
+    return max(run_command(lambda d=dataset: _one(d, options, reporter)) for dataset in options.datasets)  # type: ignore[misc]
+
+
+def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) -> int:
+    from samunet.pipeline.plan import plan_and_preprocess
+    from samunet.planners.explain import explain, summary
+
+    workspace = locate_workspace(options, dataset)
+    result = plan_and_preprocess(
+        workspace.raw_folder(dataset),
+        workspace,
+        processes=options.processes,
+        gpu_memory_gib=options.gpu_memory,
+        cpu_minutes=options.minutes,
+        skip_bad_cases=options.skip_bad_cases,
+        overwrite_plan=options.overwrite_plan,
+        verify=not options.no_verify,
+        reporter=reporter,
+    )
+    reporter.info(explain(result.plan, result.fingerprint) if options.explain else summary(result.plan))
+    for name, error in result.failed.items():
+        reporter.warn(f"{name} could not be preprocessed: {error}")
+    reporter.info(f"written: {result.folder}")
+    return 1 if result.failed else 0
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError("must be a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _default_processes() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,0 +1,208 @@
+"""Datasets in nnU-Net's raw format, as found on disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from samunet.artifacts.dataset import Case, DatasetDescription, RawDataset
+from samunet.core.errors import ConfigError, SamunetError, UsageError
+from samunet.core.files import read_json, strip_ending
+from samunet.datasets.findings import Finding
+from samunet.imageio import ENDINGS
+
+_COLOUR_ENDINGS = (".png", ".tif", ".tiff")
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+
+
+def load_raw_dataset(folder: Path) -> RawDataset:
+    """Read dataset.json and find the cases, without opening any image.
+
+    A training case's files are those that should be there: verification says which are not.
+
+    Raises:
+        ConfigError: If dataset.json or case_groups.json is missing or malformed.
+    """
+    description = load_description(folder / "dataset.json")
+    if description.dataset is not None:
+        training = _explicit_cases(folder, description.dataset)
+    else:
+        found = find_cases(folder / "imagesTr", num_channels=len(description.channels), ending=description.file_ending)
+        labels = folder / "labelsTr"
+        training = tuple(Case(c.name, c.images, labels / f"{c.name}{description.file_ending}") for c in found)
+    test = find_cases(folder / "imagesTs", num_channels=len(description.channels), ending=description.file_ending)
+    groups = _load_groups(folder / "case_groups.json", [case.name for case in training])
+    return RawDataset(folder, description, training, test, groups)
+
+
+def load_description(file: Path) -> DatasetDescription:
+    """Read dataset.json.
+
+    Raises:
+        ConfigError: With every fault in one message.
+    """
+    content = read_json(file)
+    try:
+        description = DatasetDescription.model_validate(content)
+    except ValidationError as error:
+        faults = [_describe(fault, content) for fault in error.errors(include_url=False)]
+        raise ConfigError(
+            "dataset.json is not as nnU-Net defines it\n" + "\n".join(f"  - {text}" for text in faults),
+            file=file,
+            todo="correct these entries",
+        ) from None
+    _check_description(description, file)
+    return description
+
+
+def list_cases(folder: Path, *, num_channels: int, ending: str) -> tuple[tuple[Case, ...], tuple[Finding, ...]]:
+    """Find the cases of a folder of images to predict.
+
+    Files of the dataset's ending are taken; where there are none, those of every other readable ending.
+
+    Returns:
+        The cases that are complete, and a finding for each one that is not.
+
+    Raises:
+        UsageError: If the folder does not exist or holds no image.
+    """
+    if not folder.is_dir():
+        raise UsageError("the input folder does not exist", file=folder)
+    cases = find_cases(folder, num_channels=num_channels, ending=ending)
+    if not cases:
+        others = [find_cases(folder, num_channels=num_channels, ending=other) for other in ENDINGS]
+        cases = tuple(sorted((case for found in others for case in found), key=lambda case: case.name))
+    if not cases:
+        raise UsageError("the input folder holds no image", expected=f"files as CASE_0000{ending}", file=folder)
+    findings = [*missing_channels(cases), *duplicated_names(cases)]
+    bad = {finding.case for finding in findings}
+    return tuple(case for case in cases if case.name not in bad), tuple(findings)
+
+
+def find_cases(folder: Path, *, num_channels: int, ending: str) -> tuple[Case, ...]:
+    """Group a folder's files into cases as nnU-Net does, sorted by name.
+
+    With one channel a file needs no ``_0000``; with three, one colour file counts as all three.
+    """
+    if not folder.is_dir():
+        return ()
+    stems = sorted(
+        strip_ending(file.name, ending)
+        for file in folder.iterdir()
+        if file.name.endswith(ending) and not file.name.startswith(".") and file.is_file()
+    )
+    found: dict[str, set[str]] = {}
+    bare: set[str] = set()
+    for stem in stems:
+        match = _CHANNEL.match(stem)
+        if match and (num_channels > 1 or match["channel"] == "0000" or f"{match['case']}_0000" in stems):
+            found.setdefault(match["case"], set()).add(match["channel"])
+        else:
+            bare.add(stem)
+    colour = num_channels == 3 and ending in _COLOUR_ENDINGS
+    cases = [_suffixed_case(folder, name, found[name], num_channels, ending, colour) for name in found]
+    cases += [_bare_case(folder, name, num_channels, ending, colour) for name in bare]
+    return tuple(sorted(cases, key=lambda case: case.name))
+
+
+def missing_channels(cases: Iterable[Case]) -> list[Finding]:
+    """A finding for each image file that should be there and is not."""
+    return [
+        Finding("error", f"channel {index} is missing", case.name, file, expected=file.name, found="no such file")
+        for case in cases
+        for index, file in enumerate(case.images)
+        if not file.is_file()
+    ]
+
+
+def duplicated_names(cases: Iterable[Case]) -> list[Finding]:
+    """A finding for each name that two cases share."""
+    files: dict[str, list[Path]] = {}
+    for case in cases:
+        files.setdefault(case.name, []).extend(case.images[:1])
+    return [
+        Finding("error", "two images have the same case name", name, found=", ".join(f.name for f in paths))
+        for name, paths in files.items()
+        if len(paths) > 1
+    ]
+
+
+def _suffixed_case(folder: Path, name: str, channels: set[str], count: int, ending: str, colour: bool) -> Case:
+    if colour and channels == {"0000"}:
+        return Case(name, (folder / f"{name}_0000{ending}",))
+    return Case(name, tuple(folder / f"{name}_{index:04d}{ending}" for index in range(count)))
+
+
+def _bare_case(folder: Path, name: str, count: int, ending: str, colour: bool) -> Case:
+    if count == 1 or colour:
+        return Case(name, (folder / f"{name}{ending}",))
+    return Case(name, tuple(folder / f"{name}_{index:04d}{ending}" for index in range(count)))
+
+
+def _explicit_cases(folder: Path, entries: Mapping[str, Any]) -> tuple[Case, ...]:
+    """Cases of dataset.json's own lists; paths are absolute or relative to the dataset folder."""
+    cases = []
+    for name, entry in sorted(entries.items()):
+        images = entry.get("images") if isinstance(entry, dict) else None
+        label = entry.get("label") if isinstance(entry, dict) else None
+        well_formed = isinstance(images, list) and images and all(isinstance(image, str) for image in images)
+        if not well_formed or not isinstance(label, str):
+            raise ConfigError(
+                "an explicit file list is malformed",
+                expected='{"images": [path, ...], "label": path}',
+                found=str(entry),
+                case=name,
+                file=folder / "dataset.json",
+            )
+        cases.append(Case(name, tuple(folder / image for image in images or ()), folder / label))
+    return tuple(cases)
+
+
+def _load_groups(file: Path, names: list[str]) -> dict[str, str] | None:
+    """Case to group, when the dataset has such a file; every training case must be in it."""
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise ConfigError("the groups must be an object", expected='{"CASE": "GROUP", ...}', file=file)
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ConfigError(
+            "training cases without a group",
+            expected="an entry for every training case",
+            found=f"none for {', '.join(missing)}",
+            file=file,
+            todo="add them, each with a group of its own if it stands alone, or delete the file",
+        )
+    return {name: str(content[name]) for name in names}
+
+
+def _check_description(description: DatasetDescription, file: Path) -> None:
+    keys = description.channel_names
+    if sorted(keys) != sorted(str(index) for index in range(len(keys))) or not keys:
+        raise ConfigError(
+            "channel_names must be numbered from 0", expected='{"0": "T1", "1": "T2", ...}', found=str(keys), file=file
+        )
+    if description.file_ending not in ENDINGS:
+        raise ConfigError(
+            "unknown file_ending", expected=f"one of {' '.join(ENDINGS)}", found=description.file_ending, file=file
+        )
+    try:
+        _ = description.label_spec
+    except SamunetError as error:
+        error.file = file
+        raise
+
+
+def _describe(fault: Any, content: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "missing":
+        return f"{place or 'content'}: {fault['msg']} (found {str(fault.get('input'))[:60]})"
+    hint = ""
+    if place == "channel_names" and isinstance(content, dict) and "modality" in content:
+        hint = ": this is the old format, rename 'modality' to 'channel_names'"
+    return f"the key '{place}' is missing{hint}"

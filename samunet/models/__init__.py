@@ -1,0 +1,1 @@
+"""Networks: SAM of any size at any input size, what is injected into it, and the weights it starts from."""

@@ -1,0 +1,1 @@
+"""Ways of asking SAM's mask decoder for masks."""

@@ -1,0 +1,1 @@
+"""Parameter-efficient tuning: modules injected from outside into an unchanged SAM."""

@@ -1,0 +1,256 @@
+"""From a raw dataset to its fingerprint, plan, splits and preprocessed stores."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samunet.artifacts.dataset import DatasetDescription, RawDataset
+from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.plan import Plan, load_plan, save_plan
+from samunet.artifacts.workspace import Workspace
+from samunet.core.config import load_schema, save_schema
+from samunet.core.errors import ConfigError, DataError, SamunetError
+from samunet.core.files import read_json, write_json
+from samunet.core.log import Reporter, SilentReporter
+from samunet.planners.fingerprint import extract_fingerprint, inputs_hash
+from samunet.planners.hardware import detect_budget
+from samunet.planners.planner import make_plan
+
+if TYPE_CHECKING:
+    from samunet.artifacts.store import CaseRecord
+    from samunet.distributed.casewise import Outcome
+
+PREVIOUS_PLAN = "plans_previous.json"
+_CACHE = ".fingerprint_cases"
+
+
+class VerificationError(DataError):
+    """Verification found faults, and the user did not choose to go on without these cases."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What planning and preprocessing a dataset made.
+
+    Args:
+        folder: Where everything lies.
+        fingerprint: The dataset's facts.
+        plan: The plan.
+        stores: Store folders, one per distinct way of preprocessing.
+        failed: Errors by case that preprocessing met.
+    """
+
+    folder: Path
+    fingerprint: Fingerprint
+    plan: Plan
+    stores: tuple[Path, ...]
+    failed: dict[str, SamunetError]
+
+
+def plan_and_preprocess(
+    dataset_folder: Path,
+    workspace: Workspace,
+    *,
+    processes: int = 1,
+    gpu_memory_gib: float | None = None,
+    cpu_minutes: float | None = None,
+    skip_bad_cases: bool = False,
+    overwrite_plan: bool = False,
+    verify: bool = True,
+    reporter: Reporter | None = None,
+) -> PlanResult:
+    """Verify, measure, plan, split and preprocess a dataset; what an earlier run finished is kept.
+
+    Args:
+        dataset_folder: The raw dataset.
+        workspace: Where to write.
+        processes: Worker processes.
+        gpu_memory_gib: GPU memory to plan for; None to look.
+        cpu_minutes: Training minutes on a CPU to plan for; None for the default.
+        skip_bad_cases: Go on without the cases that verification rejects.
+        overwrite_plan: Plan anew, also where a hand-edited plan exists.
+        verify: Whether to verify the dataset first.
+        reporter: Receives messages and progress.
+
+    Raises:
+        VerificationError: With everything that verification found.
+        DataError: If a case cannot be measured or none is left.
+        ConfigError: If dataset.json, plans.json or splits_final.json is invalid.
+    """
+    from samunet.datasets.raw import load_raw_dataset
+
+    reporter = reporter or SilentReporter()
+    dataset = load_raw_dataset(dataset_folder)
+    folder = workspace.preprocessed_folder(dataset.name)
+    fingerprint = _fingerprint(dataset, workspace, processes, skip_bad_cases, verify, reporter)
+    plan = _plan(fingerprint, dataset, workspace, gpu_memory_gib, cpu_minutes, overwrite_plan, reporter)
+    write_json(workspace.description_file(dataset.name), read_json(dataset_folder / "dataset.json"))
+    cases = [case.name for case in dataset.training if case.name not in plan.left_out]
+    _split(workspace.splits_file(dataset.name), cases, dataset.groups, reporter)
+    stores, failed = _preprocess(dataset, plan, workspace, processes, reporter)
+    return PlanResult(folder, fingerprint, plan, stores, failed)
+
+
+def _fingerprint(
+    dataset: RawDataset,
+    workspace: Workspace,
+    processes: int,
+    skip_bad_cases: bool,
+    verify: bool,
+    reporter: Reporter,
+) -> Fingerprint:
+    """The fingerprint on disk if it was made from these very files, else a new one."""
+    file = workspace.fingerprint_file(dataset.name)
+    inputs = inputs_hash(dataset.training, read_json(dataset.folder / "dataset.json"))
+    existing = _readable_fingerprint(file)
+    if existing is not None and existing.inputs_sha256 == inputs:
+        enough_checks = existing.verified or not verify
+        if enough_checks and (skip_bad_cases or not existing.left_out):
+            reporter.info(f"{dataset.name}: input files unchanged, fingerprint kept")
+            return existing
+    bad = _verify(dataset, processes, skip_bad_cases, reporter) if verify else ()
+    cache = file.parent / _CACHE
+    fingerprint = extract_fingerprint(dataset, processes=processes, reporter=reporter, skip=bad, cache=cache)
+    fingerprint = fingerprint.model_copy(update={"inputs_sha256": inputs, "verified": verify})
+    save_schema(fingerprint, file)
+    shutil.rmtree(cache, ignore_errors=True)
+    return fingerprint
+
+
+def _readable_fingerprint(file: Path) -> Fingerprint | None:
+    """An existing fingerprint, or None if there is none or another version wrote it: it can be measured again."""
+    if not file.is_file():
+        return None
+    try:
+        return load_schema(Fingerprint, file)
+    except ConfigError:
+        return None
+
+
+def _verify(dataset: RawDataset, processes: int, skip_bad_cases: bool, reporter: Reporter) -> tuple[str, ...]:
+    """Names of the cases to leave out.
+
+    Raises:
+        VerificationError: If something is wrong and the user did not choose to go on, or no case is to blame.
+    """
+    from samunet.datasets.integrity import verify_dataset
+
+    report = verify_dataset(dataset, processes=processes, reporter=reporter)
+    if report.findings:
+        reporter.warn(report.render())
+    if not report.errors:
+        return ()
+    blameless = [finding for finding in report.errors if finding.case is None]
+    if blameless or not skip_bad_cases:
+        raise VerificationError(
+            f"verification found {len(report.errors)} errors (listed above)",
+            file=dataset.folder,
+            expected="a dataset without errors",
+            found=f"errors in {', '.join(report.bad_cases[:5]) or 'the dataset as a whole'}"
+            + (f" and {len(report.bad_cases) - 5} more cases" if len(report.bad_cases) > 5 else ""),
+            todo="correct them" if blameless else "correct them, or go on without these cases with --skip-bad-cases",
+        )
+    reporter.warn(f"left out: {', '.join(report.bad_cases)}")
+    return report.bad_cases
+
+
+def _plan(
+    fingerprint: Fingerprint,
+    dataset: RawDataset,
+    workspace: Workspace,
+    gpu_memory_gib: float | None,
+    cpu_minutes: float | None,
+    overwrite: bool,
+    reporter: Reporter,
+) -> Plan:
+    """The existing plan if it still belongs to these facts, else a new one."""
+    file = workspace.plan_file(dataset.name)
+    budget = detect_budget(gpu_memory_gib=gpu_memory_gib, cpu_minutes=cpu_minutes)
+    if file.is_file() and not overwrite:
+        existing = load_plan(file)
+        wanted = existing.budget.model_copy(
+            update={
+                name: value
+                for name, value in (("gpu_memory_gib", gpu_memory_gib), ("cpu_minutes", cpu_minutes))
+                if value is not None
+            }
+        )
+        if _belongs(existing, fingerprint, dataset.description):
+            edited = existing != make_plan(fingerprint, dataset.description, existing.budget)
+            if wanted == existing.budget:
+                reporter.info(f"{dataset.name}: plan kept" + (", with its edits" if edited else ""))
+                return existing
+            if edited:
+                reporter.warn(
+                    f"{file} was edited and is kept; the hardware given now is not planned for (--overwrite-plan does)"
+                )
+                return existing
+        else:
+            _keep_previous(file, reporter)
+    plan = make_plan(fingerprint, dataset.description, budget)
+    save_plan(plan, file)
+    return plan
+
+
+def _belongs(plan: Plan, fingerprint: Fingerprint, description: DatasetDescription) -> bool:
+    """Whether a plan was made from these facts and this dataset.json."""
+    order = description.regions_class_order
+    return (
+        plan.fingerprint_sha256 == fingerprint.facts_sha256
+        and plan.labels == description.labels
+        and plan.regions_class_order == (None if order is None else tuple(order))
+        and plan.file_ending == description.file_ending
+    )
+
+
+def _keep_previous(file: Path, reporter: Reporter) -> None:
+    previous = file.with_name(PREVIOUS_PLAN)
+    file.replace(previous)
+    reporter.warn(f"the dataset has changed since it was planned: planned anew, the former plan is {previous}")
+
+
+def _split(file: Path, cases: list[str], groups: Mapping[str, str] | None, reporter: Reporter) -> None:
+    """Make the splits, or check those on disk; splits made here for other cases are made anew, edited ones never."""
+    from samunet.datasets.splits import load_or_make_splits, make_splits
+
+    if file.is_file():
+        content = read_json(file)
+        former = _cases_of(content)
+        made = [split.model_dump(mode="json") for split in make_splits(former, groups)]
+        if former and set(former) != set(cases) and content == made:
+            reporter.warn(f"the cases have changed since {file.name} was made: split anew")
+            file.unlink()
+    load_or_make_splits(file, cases, groups)
+
+
+def _cases_of(splits: Any) -> list[str]:
+    """Every case that splits name; none if they are not of the usual form."""
+    try:
+        return sorted({case for split in splits for part in ("train", "val") for case in split[part]})
+    except (TypeError, KeyError):
+        return []
+
+
+def _preprocess(
+    dataset: RawDataset, plan: Plan, workspace: Workspace, processes: int, reporter: Reporter
+) -> tuple[tuple[Path, ...], dict[str, SamunetError]]:
+    """One store per distinct way of preprocessing; configurations that agree share it."""
+    from samunet.preprocessing.runner import preprocess_dataset
+
+    recommended_last = sorted(plan.configurations, key=lambda name: name == plan.recommended.value)
+    configurations = {plan.store_key(name): name for name in recommended_last}
+    stores, failed = [], {}
+    for key, name in configurations.items():
+        store = workspace.store_folder(dataset.name, key)
+        outcomes: list[Outcome[CaseRecord]] = preprocess_dataset(
+            dataset, plan, name, store, processes=processes, reporter=reporter
+        )
+        failed.update({o.name: o.error for o in outcomes if o.error is not None})
+        stores.append(store)
+    return tuple(stores), failed

@@ -1,0 +1,74 @@
+"""What the machine offers, found without torch: GPU memory, available memory, minutes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from samunet.artifacts.plan import Budget
+from samunet.planners.schedule import DEFAULT_CPU_MINUTES
+
+ASSUMED_GPU_GIB = 8.0
+KEPT_FREE = 0.2
+_GIB = 1 << 30
+_UNLIMITED = 1 << 60
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def detect_budget(*, gpu_memory_gib: float | None = None, cpu_minutes: float | None = None) -> Budget:
+    """The hardware to plan for: what is given, else what is found, else modest assumptions, with the reason.
+
+    Args:
+        gpu_memory_gib: Memory of the GPU to plan for; None to look.
+        cpu_minutes: Training minutes on a CPU; None for the default.
+    """
+    gpu, gpu_reason = (gpu_memory_gib, "as given") if gpu_memory_gib is not None else _gpu_memory()
+    cpu, cpu_reason = _cpu_memory()
+    minutes, minutes_reason = (cpu_minutes, "as given") if cpu_minutes is not None else (DEFAULT_CPU_MINUTES, "default")
+    return Budget(
+        gpu_memory_gib=round(gpu, 2),
+        cpu_memory_gib=round(cpu, 1),
+        cpu_minutes=minutes,
+        reason=f"GPU memory {gpu_reason}; CPU memory {cpu_reason}; CPU minutes {minutes_reason}",
+    )
+
+
+def _gpu_memory() -> tuple[float, str]:
+    assumed = ASSUMED_GPU_GIB, "assumed, as no GPU was found here (--gpu-memory changes it)"
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return assumed
+    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        sizes = [float(line) / 1024 for line in answer.split("\n") if line.strip()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return assumed
+    return (min(sizes), "of the smallest GPU found here") if sizes else assumed
+
+
+def _cpu_memory() -> tuple[float, str]:
+    """Available memory, or what the control group leaves, less a fifth."""
+    found = [(_UNLIMITED, "")]
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append((int(line.split()[1]) * 1024, "available now"))
+    for limit_file, usage_file in _CGROUPS:
+        limit, usage = _read(limit_file).strip(), _read(usage_file).strip()
+        if limit.isdigit() and usage.isdigit():
+            found.append((max(0, int(limit) - int(usage)), "left in the control group"))
+    size, reason = min(found)
+    if size >= _UNLIMITED:
+        return ASSUMED_GPU_GIB, "assumed, as the system does not tell"
+    return (1 - KEPT_FREE) * size / _GIB, f"{reason}, less {KEPT_FREE:.0%}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,260 @@
+"""One pure function per decision about the data: facts in, (value, reason) out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from samunet.artifacts.fingerprint import CaseFacts, Fingerprint, IntensityStatistics, MirrorPair, ZScoreRange
+from samunet.artifacts.plan import ChannelNormalization, Frame, IntensityMap, WeightsKind
+from samunet.core.geometry import ANATOMICAL_AXES, Geometry, SpacingTriple, Triple, code_directions
+from samunet.planners.fingerprint import majority_orientation
+from samunet.preprocessing.normalization import scheme_for_channel
+
+ANISOTROPY = 3.0
+LOW_PERCENTILE = 10
+THICK_SLICES = 1.5
+COHERENCE_TIE = 0.02
+COHERENT = 0.5
+NONZERO_MASK_BELOW = 0.75
+FOREGROUND_FRACTION = 1 / 3
+RARE_FOREGROUND, RARE_FOREGROUND_FRACTION = 0.25, 0.5
+FILE_AXES = ("Z", "Y", "X")
+
+
+def target_spacing(spacings: Sequence[SpacingTriple], shapes: Sequence[Triple]) -> tuple[SpacingTriple, str]:
+    """nnU-Net's target spacing: the median per axis, the 10th percentile where one axis is much coarser.
+
+    Args:
+        spacings: Per case (Z, Y, X) in mm.
+        shapes: Per case, voxels after the crop.
+
+    Source: nnU-Net (Isensee et al., Nature Methods 2021), target spacing.
+    """
+    target = np.median(np.asarray(spacings, dtype=np.float64), axis=0)
+    size = np.median(np.asarray(shapes, dtype=np.float64), axis=0)
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != worst]
+    finest_other = float(target[others].max())
+    thick = target[worst] > ANISOTROPY * finest_other and size[worst] * ANISOTROPY < size[others].min()
+    if thick:
+        low = float(np.percentile(np.asarray(spacings)[:, worst], LOW_PERCENTILE))
+        target[worst] = low if low >= finest_other else finest_other + 1e-5
+    z, y, x = (float(v) for v in target)
+    reason = f"median of {len(spacings)} cases per axis"
+    if thick:
+        reason += (
+            f"; axis {FILE_AXES[worst]} is more than {ANISOTROPY:g} times coarser than the others and has less than "
+            f"a third of their voxels, so it takes the {LOW_PERCENTILE}th percentile"
+        )
+    return (z, y, x), reason
+
+
+def frame(fingerprint: Fingerprint, target: SpacingTriple) -> tuple[Frame, str]:
+    """Slice axis, majority orientation and its median spacing.
+
+    Slices are stacked along the single-slice axis of 2D data, else along an axis more than 1.5 times coarser than the
+    others (a plane across it would be blurred in one direction only), else along the axis on which labels change
+    least from slice to slice, so that the axis that changes most stays in plane.
+    """
+    cases = list(fingerprint.cases.values())
+    codes = majority_orientation(cases)
+    alike = [case for case in cases if case.codes == codes]
+    spacing = tuple(float(median(case.spacing[axis] for case in alike)) for axis in range(3))
+    axis, reason = slice_axis(alike, target)
+    turned = len(cases) - len(alike)
+    if turned:
+        reason += f"; {turned} of {len(cases)} cases lie otherwise than {'-'.join(codes)} and are turned to it"
+    return Frame(slice_axis=axis, orientation=codes, spacing=(spacing[0], spacing[1], spacing[2])), reason
+
+
+def slice_axis(cases: Sequence[CaseFacts], target: SpacingTriple) -> tuple[int, str]:
+    """The file axis across which slices are stacked.
+
+    Args:
+        cases: Facts of the cases of one orientation.
+        target: Target spacing (Z, Y, X) in mm.
+    """
+    size = np.median([case.shape for case in cases], axis=0)
+    flat = [axis for axis in range(3) if size[axis] == 1]
+    if flat:
+        return flat[0], f"axis {FILE_AXES[flat[0]]} has one slice: the data are 2D"
+    ordered = sorted(range(3), key=lambda axis: -target[axis])
+    ratio = target[ordered[0]] / target[ordered[1]]
+    if ratio > THICK_SLICES:
+        return ordered[0], (
+            f"axis {FILE_AXES[ordered[0]]} is {ratio:.1f} times coarser than the next (more than {THICK_SLICES:g})"
+        )
+    coherence = mean_coherence(cases)
+    near = [axis for axis in range(3) if coherence[axis] >= max(coherence) - COHERENCE_TIE]
+    best = max(near, key=lambda axis: (round(target[axis] / min(target), 2), -size[axis], -axis))
+    shown = ", ".join(f"{FILE_AXES[a]} {coherence[a]:.2f}" for a in range(3))
+    tie = f" (of those within {COHERENCE_TIE:g} the coarsest, then the one with fewest slices)" if len(near) > 1 else ""
+    return best, (
+        f"no axis is much coarser; labels of neighbouring slices agree with Dice {shown}: slices are stacked along "
+        f"{FILE_AXES[best]}{tie}, so that the axis which changes most stays in plane"
+    )
+
+
+def mean_coherence(cases: Sequence[CaseFacts]) -> tuple[float, float, float]:
+    """Dice of a structure between neighbouring slices per axis, averaged over structures, then over cases."""
+    rows = [np.mean([s.coherence for s in case.structures.values()], axis=0) for case in cases if case.structures]
+    if not rows:
+        return 0.0, 0.0, 0.0
+    z, y, x = (float(v) for v in np.mean(rows, axis=0))
+    return z, y, x
+
+
+def canonical_shapes(cases: Sequence[CaseFacts], chosen: Frame, spacing: tuple[float, float]) -> list[Triple]:
+    """Voxels (slices, rows, columns) of every cropped case in the frame at the target in-plane spacing."""
+    shapes = []
+    for case in cases:
+        grid = Geometry.from_spacing(case.shape, case.spacing, directions=code_directions(case.codes))
+        operation = chosen.operation_for(grid)
+        size, mm = operation.reorder(case.shape_after_crop), operation.reorder(case.spacing)
+        rows, columns = (max(1, round(size[a + 1] * mm[a + 1] / spacing[a])) for a in range(2))
+        shapes.append((size[0], rows, columns))
+    return shapes
+
+
+def normalization(fingerprint: Fingerprint) -> tuple[tuple[ChannelNormalization, ...], str]:
+    """nnU-Net's scheme per channel name, and whether statistics come from nonzero voxels only."""
+    relative = median(case.relative_size_after_crop for case in fingerprint.cases.values())
+    masked = relative < NONZERO_MASK_BELOW
+    channels, reasons = [], []
+    for name, facts in zip(fingerprint.channel_names, fingerprint.foreground_intensities, strict=True):
+        chosen, reason = _channel_normalization(name, facts, masked=masked)
+        channels.append(chosen)
+        reasons.append(f"'{name}': {reason}")
+    if any(c.scheme == "zscore" for c in channels):
+        side = "below" if masked else "not below"
+        reasons.append(
+            f"the crop to nonzero keeps {relative:.2f} of a typical image, {side} {NONZERO_MASK_BELOW:g}, so z-scores "
+            + ("use nonzero voxels only" if masked else "use the whole image")
+        )
+    return tuple(channels), "; ".join(reasons)
+
+
+def _channel_normalization(
+    name: str, facts: IntensityStatistics | None, *, masked: bool
+) -> tuple[ChannelNormalization, str]:
+    scheme = scheme_for_channel(name)
+    if scheme != "ct":
+        reason = "z-score per image" if scheme == "zscore" else f"scheme {scheme} by its name"
+        return ChannelNormalization(scheme=scheme, use_nonzero_mask=masked and scheme == "zscore"), reason
+    if facts is None:
+        return ChannelNormalization(
+            scheme="zscore"
+        ), "z-score per image, as no case has foreground to take CT statistics from"
+    clipped = ChannelNormalization(
+        scheme="ct", mean=facts.mean, std=facts.std, lower=facts.percentile_00_5, upper=facts.percentile_99_5
+    )
+    return clipped, (
+        f"CT: clipped to the foreground's percentiles {facts.percentile_00_5:.0f} to {facts.percentile_99_5:.0f}, then "
+        f"its mean {facts.mean:.0f} and standard deviation {facts.std:.0f}"
+    )
+
+
+def mirror_axes(pairs: Sequence[MirrorPair]) -> tuple[tuple[str, ...], str]:
+    """Anatomical axes along which images may be mirrored: none that swaps a pair of structures."""
+    forbidden: dict[str, list[MirrorPair]] = {}
+    for pair in pairs:
+        forbidden.setdefault(pair.axis, []).append(pair)
+    allowed = tuple(axis for axis in ANATOMICAL_AXES if axis not in forbidden)
+    if not forbidden:
+        return allowed, "no two structures would be swapped by a reflection"
+    texts = [
+        f"{axis} would swap {len(found)} pair{'s' * (len(found) > 1)} such as {found[0].first} and {found[0].second} "
+        f"(by {found[0].evidence})"
+        for axis, found in forbidden.items()
+    ]
+    return allowed, "; ".join(texts)
+
+
+def encoder_channels(num_channels: int, context: int) -> tuple[str, str]:
+    """How a slice's channels become the encoder's three."""
+    if context:
+        return "neighbours", "one channel: the slice before, the slice and the slice after fill the encoder's three"
+    if num_channels == 1:
+        return "repeat", "one channel, given three times"
+    if num_channels == 3:
+        return "direct", "three channels fit the encoder's three"
+    return "projection", f"{num_channels} channels: a learned projection to three"
+
+
+def allows_neighbours(num_channels: int, shapes: Sequence[Triple]) -> bool:
+    """Whether a configuration with neighbouring slices as channels makes sense: one channel, at least three slices."""
+    return num_channels == 1 and median(shape[0] for shape in shapes) >= 3
+
+
+def recommended(coherence: float, spacing_mm: float, *, has_neighbours: bool) -> tuple[str, str]:
+    """The configuration that training takes by default.
+
+    Args:
+        coherence: Mean Dice of labels one slice apart along the slice axis.
+        spacing_mm: Typical distance of slices in mm.
+        has_neighbours: Whether "2.5d" is planned.
+    """
+    if not has_neighbours:
+        return "2d", "the only configuration that fits these data"
+    facts = f"labels {spacing_mm:.3g} mm apart along the slice axis agree with Dice {coherence:.2f}"
+    if coherence > COHERENT:
+        return "2.5d", f"{facts}, above {COHERENT:g}: neighbouring slices help and cost nothing"
+    return "2d", f"{facts}, not above {COHERENT:g}: neighbouring slices show something else"
+
+
+def foreground_fraction(num_slices: int, num_foreground: int) -> tuple[float, str]:
+    """Fraction of training slices drawn for a structure they hold."""
+    share = num_foreground / max(1, num_slices)
+    if share < RARE_FOREGROUND:
+        return RARE_FOREGROUND_FRACTION, f"only {share:.0%} of slices hold a structure"
+    return round(FOREGROUND_FRACTION, 4), f"nnU-Net's third; {share:.0%} of slices hold a structure anyway"
+
+
+def intensity_map(
+    weights: WeightsKind,
+    normalized: Sequence[ChannelNormalization],
+    facts: Sequence[IntensityStatistics | None],
+    zscores: Sequence[ZScoreRange | None],
+) -> tuple[IntensityMap, str]:
+    """The one map from stored intensities to the encoder's: identity from random weights, else the foreground's range.
+
+    Args:
+        weights: Kind of weights.
+        normalized: The store's normalization per channel.
+        facts: Raw foreground statistics per channel.
+        zscores: Foreground range after the z-score per channel; empty for old fingerprints.
+    """
+    if weights == "none":
+        return IntensityMap(kind="identity"), "random weights expect no particular intensities"
+    ranges = [_stored_range(n, f, z) for n, f, z in zip(normalized, facts, zscores or [None] * len(facts), strict=True)]
+    lower, upper = tuple(r[0] for r in ranges), tuple(r[1] for r in ranges)
+    shown = ", ".join(f"{a:.2f} to {b:.2f}" for a, b in ranges)
+    if weights == "medsam":
+        return IntensityMap(kind="unit", lower=lower, upper=upper), f"MedSAM was trained on [0, 1]: {shown} maps to it"
+    return (
+        IntensityMap(kind="sam_pixels", lower=lower, upper=upper),
+        f"{shown} (percentiles 0.5 to 99.5 of the foreground as stored) maps to [0, 255] and to SAM's pixel statistics",
+    )
+
+
+def _stored_range(
+    normalized: ChannelNormalization, facts: IntensityStatistics | None, zscore: ZScoreRange | None
+) -> tuple[float, float]:
+    """Percentiles 0.5 and 99.5 of the foreground in the store's units; never empty."""
+    if normalized.scheme in ("rgb_to_01", "rescale_to_01"):
+        return 0.0, 1.0
+    low, high = -2.0, 2.0
+    if normalized.scheme == "zscore" and zscore is not None:
+        low, high = (
+            (zscore.lower_nonzero, zscore.upper_nonzero)
+            if normalized.use_nonzero_mask
+            else (zscore.lower, zscore.upper)
+        )
+    elif normalized.scheme in ("ct", "none") and facts is not None:
+        scale = max(normalized.std, 1e-8) if normalized.scheme == "ct" else 1.0
+        shift = normalized.mean if normalized.scheme == "ct" else 0.0
+        low, high = (facts.percentile_00_5 - shift) / scale, (facts.percentile_99_5 - shift) / scale
+    return (round(low, 4), round(high, 4)) if high - low > 1e-3 else (round(low - 1, 4), round(low + 1, 4))

@@ -1,0 +1,97 @@
+"""How long to train: steps from the dataset, minutes from the budget, and what a CPU can do in them."""
+
+from __future__ import annotations
+
+import math
+
+from samunet.artifacts.model_spec import PROMPT_DIM, TOKEN_SIZE, WINDOW_TOKENS, SamSpec
+
+Decision = tuple[float, str]
+
+DEFAULT_CPU_MINUTES = 60.0
+LEAST_CPU_STEPS = 300
+# Trained GFLOP per second on two CPU threads, counted in forward GFLOP: 10 images/s for TinyViT-5M at 224.
+_CPU_GFLOPS = {"vit": 75.0, "tiny_vit": 37.0}
+_DECODER_GFLOP = 0.19e9
+_DECODER_GFLOP_PER_TOKEN = 0.007e9
+_FRAMEWORK_SHARE = 0.85
+_PASSES = 100
+_FEWEST_STEPS, _MOST_STEPS = 3000, 40_000
+_STEPS_PER_EPOCH = 250
+_EPOCHS_ON_CPU = 40
+_FEWEST_STEPS_PER_EPOCH = 10
+_WARMUP_STEPS = 250
+_WARMUP_SHARE = 0.1
+_AVERAGED_SHARE = 0.03
+
+
+def forward_gflop(spec: SamSpec, input_size: int, num_tokens: int) -> float:
+    """Floating point operations of one forward pass of one slice, in 1e9."""
+    pixels = input_size**2
+    tokens = pixels / TOKEN_SIZE**2
+    neck = 2 * tokens * (spec.embed_dim * PROMPT_DIM + 9 * PROMPT_DIM**2)
+    decoder = (_DECODER_GFLOP + _DECODER_GFLOP_PER_TOKEN * num_tokens) * pixels / 224**2
+    encoder = _vit_flop(spec, tokens) if spec.family == "vit" else _tiny_flop(spec, pixels)
+    return (encoder + neck + decoder) / 1e9
+
+
+def _vit_flop(spec: SamSpec, tokens: float) -> float:
+    num_global = len(spec.global_blocks)
+    side = math.ceil(math.sqrt(tokens) / WINDOW_TOKENS) * WINDOW_TOKENS
+    windowed = 4 * side**2 * WINDOW_TOKENS**2 * spec.embed_dim * (spec.depth - num_global)
+    whole = 4 * tokens**2 * spec.embed_dim * num_global
+    return 24 * spec.embed_dim**2 * tokens * spec.depth + windowed + whole
+
+
+def _tiny_flop(spec: SamSpec, pixels: int) -> float:
+    first = spec.stage_dims[0]
+    stem = pixels * first * (27 / 4 + 9 * first / 16)
+    convolutions = 16 * first**2 * pixels / 16 * spec.stage_depths[0]
+    stages = zip(spec.stage_dims[1:], spec.stage_depths[1:], (8, 16, 16), strict=True)
+    return stem + convolutions + sum(24 * dim**2 * depth * pixels / stride**2 for dim, depth, stride in stages)
+
+
+def cpu_images_per_second(spec: SamSpec, input_size: int, num_tokens: int) -> float:
+    """Slices trained per second on two CPU threads (forward, backward and step), estimated from the operations."""
+    return _CPU_GFLOPS[spec.family] / forward_gflop(spec, input_size, num_tokens)
+
+
+def cpu_steps(spec: SamSpec, input_size: int, num_tokens: int, *, batch: int, minutes: float) -> int:
+    """Optimizer steps that fit the minutes, after the share that loading and validation take."""
+    rate = cpu_images_per_second(spec, input_size, num_tokens)
+    return int(minutes * 60 * _FRAMEWORK_SHARE * rate / batch)
+
+
+def dataset_steps(num_foreground_slices: int, batch: int) -> tuple[int, str]:
+    """Optimizer steps a dataset is worth: a hundred passes over its labelled slices, within limits."""
+    wanted = math.ceil(_PASSES * num_foreground_slices / batch)
+    steps = min(max(wanted, _FEWEST_STEPS), _MOST_STEPS)
+    limits = "" if steps == wanted else f", kept within {_FEWEST_STEPS} to {_MOST_STEPS}"
+    return (
+        steps,
+        f"{_PASSES} passes over {num_foreground_slices} labelled slices in steps of {batch} are {wanted}{limits}",
+    )
+
+
+def epochs(steps: int, *, on_cpu: bool) -> tuple[int, int]:
+    """Split steps into (iterations per epoch, epochs)."""
+    iterations = _STEPS_PER_EPOCH
+    if on_cpu:
+        iterations = min(_STEPS_PER_EPOCH, max(_FEWEST_STEPS_PER_EPOCH, steps // _EPOCHS_ON_CPU))
+    return iterations, max(1, math.ceil(steps / iterations))
+
+
+def warmup_steps(steps: int) -> tuple[int, str]:
+    """Steps of rising learning rate: 250, at most a tenth of the training.
+
+    Source: SAMed (Zhang and Liu 2023) warms up over 250 steps.
+    """
+    value = max(1, min(_WARMUP_STEPS, int(_WARMUP_SHARE * steps)))
+    return value, f"{_WARMUP_STEPS} steps as SAMed, at most {_WARMUP_SHARE:.0%} of {steps}"
+
+
+def ema_decay(steps: int) -> tuple[float, str]:
+    """Decay of the averaged weights: the average spans about three percent of the training."""
+    span = max(2.0, _AVERAGED_SHARE * steps)
+    value = round(min(0.999, max(0.9, 1 - 1 / span)), 4)
+    return value, f"the average spans about {1 / (1 - value):.0f} of {steps} steps"

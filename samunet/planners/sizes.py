@@ -1,0 +1,109 @@
+"""Encoder input size and tile: how many voxels a decoder cell may span, and what fits memory and minutes.
+
+A tile of V x V voxels at target spacing is zoomed to S x S encoder pixels; the decoder's grid has S / 4 cells a side,
+so a cell spans 4 V / S voxels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from samunet.artifacts.model_spec import DECODER_STRIDE, SIZE_STEP
+
+SLACK = 1.1
+TILE_SLACK = 1.15
+LARGEST_INPUT = 5 * SIZE_STEP
+COARSEST_CELL_VOX = 2.0
+CELLS_PER_WIDTH = 8
+UPSAMPLED_BELOW = 0.75
+TILE_OVERLAP = 0.5
+SMALLEST_TILE_SHARE = 1 / 8
+
+
+@dataclass(frozen=True)
+class InPlane:
+    """What the sizes of slices say.
+
+    Args:
+        typical_vox: Median over cases of the longer in-plane side, in target voxels.
+        largest_vox: Largest over all cases.
+        width_vox: Thickest place of the thinnest structure, in target voxels; 0 if nothing is labelled.
+        resolution: Fraction of the in-plane Nyquist frequency that carries detail.
+    """
+
+    typical_vox: int
+    largest_vox: int
+    width_vox: float
+    resolution: float
+
+
+def wanted_input(facts: InPlane) -> tuple[int, str]:
+    """Smallest multiple of 224 whose decoder grid is not coarser than the image's detail, with 10 % slack."""
+    upsampled = facts.resolution < UPSAMPLED_BELOW
+    detail = facts.typical_vox * (max(0.5, facts.resolution) if upsampled else 1.0)
+    wanted = max(1, math.ceil(DECODER_STRIDE * detail / SLACK / SIZE_STEP)) * SIZE_STEP
+    size = min(LARGEST_INPUT, wanted)
+    reason = f"typical slices have {facts.typical_vox} voxels a side; a decoder grid of {size // DECODER_STRIDE} cells "
+    reason += "resolves them" if size == wanted else f"is the finest planned ({wanted} px would resolve every voxel)"
+    if upsampled:
+        reason += f"; images carry detail up to {facts.resolution:.2f} of their grid's limit, so fewer cells are enough"
+    return size, reason
+
+
+def smaller_inputs(size: int) -> list[int]:
+    """The size and all smaller multiples of 224, largest first."""
+    return list(range(size, 0, -SIZE_STEP))
+
+
+def coarsest_cell(facts: InPlane) -> float:
+    """Voxels a decoder cell may span: two, or an eighth of the thinnest structure's width if that is more (up to 4)."""
+    return min(2 * COARSEST_CELL_VOX, max(COARSEST_CELL_VOX, facts.width_vox / CELLS_PER_WIDTH))
+
+
+def tile(facts: InPlane, input_size: int, *, wanted: int) -> tuple[int, str]:
+    """Side in voxels of the square that one input covers.
+
+    Whole slices if a decoder cell then spans no more than it may: about one voxel where the input is as large as
+    wanted, else what `coarsest_cell` allows. Otherwise typical slices are cut into as few overlapping tiles as bring
+    the cell within that limit; only outliers are tiled if typical slices fit.
+    """
+    cells = input_size // DECODER_STRIDE
+    limit = TILE_SLACK * (1.0 if input_size >= wanted and wanted < LARGEST_INPUT else coarsest_cell(facts))
+    least = math.ceil(input_size * SMALLEST_TILE_SHARE)
+    most = int(limit * cells)
+    if facts.largest_vox <= most:
+        side = max(least, facts.largest_vox)
+        return side, f"the largest slice ({facts.largest_vox} voxels) fits whole; {_cell(side, cells)}"
+    if facts.typical_vox <= most:
+        return most, (
+            f"typical slices ({facts.typical_vox} voxels) fit whole, the largest ({facts.largest_vox}) are tiled; "
+            f"{_cell(most, cells)}"
+        )
+    number = 2
+    while _cover(facts.typical_vox, number) > most:
+        number += 1
+    side = max(least, _cover(facts.typical_vox, number))
+    return side, (
+        f"whole slices of {facts.typical_vox} voxels would make a decoder cell span {facts.typical_vox / cells:.1f} "
+        f"(allowed {limit:.1f}), so {number} x {number} overlapping tiles cover one; {_cell(side, cells)}"
+    )
+
+
+def five_percent(shapes: Sequence[tuple[int, int, int]], tile_vox: int) -> int:
+    """Slices per step that cover at most five percent of the dataset's pixels.
+
+    Source: nnU-Net (Isensee et al., Nature Methods 2021), limit on the batch size.
+    """
+    pixels = sum(s * r * c for s, r, c in shapes)
+    return max(1, int(0.05 * pixels / tile_vox**2))
+
+
+def _cover(extent: int, number: int) -> int:
+    """Side of tiles of which `number` in a row cover an extent with the planned overlap."""
+    return math.ceil(extent / (number - (number - 1) * TILE_OVERLAP))
+
+
+def _cell(side: int, cells: int) -> str:
+    return f"a decoder cell spans {side / cells:.2f} voxels"

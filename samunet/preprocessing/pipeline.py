@@ -1,0 +1,128 @@
+"""One case from its file's grid to the store's grid, with a record that lets the way be walked back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samunet.artifacts.plan import Plan
+from samunet.artifacts.store import CaseRecord
+from samunet.core.errors import DataError
+from samunet.core.labels import LabelSpec
+from samunet.core.volume import Volume
+from samunet.preprocessing.cropping import nonzero_crop
+from samunet.preprocessing.normalization import normalize
+from samunet.preprocessing.resampling import resample_image, resample_labels, resampled_shape, target_spacing
+
+
+@dataclass(frozen=True, eq=False)
+class PreprocessedCase:
+    """One case as the network's data loader and the predictor see it.
+
+    Args:
+        data: (C, S, H, W) float32, normalized; axes are slice, row, column.
+        labels: (S, H, W) int16 label values as in dataset.json; None for images without a reference.
+        record: What was done.
+    """
+
+    data: NDArray[np.float32]
+    labels: NDArray[np.int16] | None
+    record: CaseRecord
+
+
+def preprocess_case(
+    volume: Volume,
+    labels: Volume | None,
+    *,
+    plan: Plan,
+    configuration: str,
+    name: str,
+    source_sha256: str = "",
+) -> PreprocessedCase:
+    """Bring a case into the plan's frame, crop it to its nonzero region, normalize and resample it.
+
+    Voxels outside the nonzero region but inside its box stay zero where a channel is normalized within the region.
+
+    Args:
+        volume: The image in its file's axes.
+        labels: The reference on the same grid; None for prediction.
+        plan: Frame, normalization and spacing.
+        configuration: Name of the configuration whose spacing is wanted.
+        name: Case name, for the record and for messages.
+        source_sha256: Hash of the source files, for the record.
+
+    Raises:
+        DataError: If the channels do not fit the plan, the grids differ, or a voxel is NaN or infinite.
+    """
+    _check(volume, labels, num_channels=len(plan.normalization.value), name=name)
+    operation = plan.frame.value.operation_for(volume.geometry)
+    canonical = operation.apply_geometry(volume.geometry)
+    data = operation.apply(volume.data)
+    crop = nonzero_crop(data)
+    normalized = normalize(data[(slice(None), *crop.window)], crop.mask, plan.normalization.value)
+
+    wanted = plan.configuration(configuration).spacing.value
+    shape = resampled_shape(crop.mask.shape, canonical.spacing, wanted)
+    resampled = resample_image(normalized, shape, canonical.spacing, wanted)
+    reference = None
+    if labels is not None:
+        cropped = operation.apply(labels.data)[0][crop.window].astype(np.int16)
+        reference = resample_labels(cropped, shape, canonical.spacing, wanted)
+    record = CaseRecord(
+        name=name,
+        file_shape=volume.geometry.shape,
+        permutation=operation.permutation,
+        flips=operation.flips,
+        anatomical_axes=canonical.anatomical_axes,
+        canonical_shape=canonical.shape,
+        crop_start=crop.start,
+        crop_stop=crop.stop,
+        crop_spacing=canonical.spacing,
+        store_shape=shape,
+        store_spacing=target_spacing(canonical.spacing, wanted),
+        source_sha256=source_sha256,
+        **_occupied_slices(reference, plan.label_spec),
+    )
+    return PreprocessedCase(resampled, reference, record)
+
+
+def _check(volume: Volume, labels: Volume | None, *, num_channels: int, name: str) -> None:
+    if volume.num_channels != num_channels:
+        raise DataError(
+            "the image's channels do not fit the plan",
+            case=name,
+            expected=f"{num_channels} channels",
+            found=f"{volume.num_channels}",
+        )
+    if labels is not None and labels.geometry.shape != volume.geometry.shape:
+        raise DataError(
+            "image and label have different shapes",
+            case=name,
+            expected=f"{volume.geometry.shape} as the image",
+            found=f"{labels.geometry.shape} in the label",
+        )
+    bad = sum(int(np.size(channel) - np.isfinite(channel).sum()) for channel in volume.data)
+    if bad:
+        raise DataError(
+            "the image holds voxels that are not finite",
+            case=name,
+            expected="finite numbers",
+            found=f"{bad} voxels with NaN or infinity",
+            todo="replace them in the file, or leave the case out",
+        )
+
+
+def _occupied_slices(labels: NDArray[np.int16] | None, spec: LabelSpec) -> dict[str, Any]:
+    """The record's label_slices and valid_slices."""
+    if labels is None:
+        return {"label_slices": {}, "valid_slices": ()}
+    found = [set(np.unique(plane).tolist()) for plane in labels]
+    occupied = {
+        name: tuple(index for index, values in enumerate(found) if not values.isdisjoint(wanted))
+        for name, wanted in spec.names.items()
+    }
+    valid = tuple(index for index, values in enumerate(found) if values != {spec.ignore})
+    return {"label_slices": {name: slices for name, slices in occupied.items() if slices}, "valid_slices": valid}

@@ -1,0 +1,78 @@
+"""Adapting pretrained weights: LoRA from a file, a checkpoint of what differs, and its base found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from samunet.artifacts.checkpoint import read_checkpoint
+from samunet.artifacts.model_spec import get_spec
+from samunet.artifacts.plan import IntensityMap
+from samunet.artifacts.workspace import Workspace
+from samunet.core.errors import WeightsError
+from samunet.core.log import SilentReporter
+from samunet.inference.predictor import Predictor
+from samunet.models.sam.network import build_network
+from samunet.pipeline.train import TrainingRequest, TrainingResult, train
+from samunet.training.checkpointing import checkpoint_file
+from tests.samples import DATASET, make_case, make_plan, make_recipe, prepare
+
+BACKBONES = ("vit_xs", "vit_t_xs")
+
+
+def run(folder: Path, backbone: str) -> TrainingResult:
+    """Adapt a small random "pretrained" SAM of another input size and class count to balls and cubes."""
+    workspace = Workspace.locate(workspace=folder, environment={})
+    recipe = make_recipe(
+        backbone=backbone,
+        encoder_tuning="lora",
+        intensity_map=IntensityMap(kind="sam_pixels", lower=(-2.0,), upper=(2.0,)),
+    )
+    prepare(workspace, make_plan(recipes={"ssl": {"cpu": recipe}}))
+    torch.manual_seed(0)
+    base = build_network(get_spec(backbone), image_size=128, num_tokens=4)
+    torch.save(base.state_dict(), folder / "base.pth")
+    request = TrainingRequest(
+        DATASET, "0", weights=f"ssl:{folder / 'base.pth'}", device="cpu", num_workers=0, iterations=2, epochs=1
+    )
+    return train(request, workspace, reporter=SilentReporter())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_checkpoint_holds_what_was_trained_and_nothing_of_the_base(tmp_path: Path, backbone: str):
+    """Adapters and decoder are stored, frozen encoder weights are not, and the base is named by its hash."""
+    result = run(tmp_path, backbone)
+    checkpoint = read_checkpoint(checkpoint_file(result.folder, "final"))
+    assert result.folder.parent.name == "2d__auto__ssl"
+    assert any("lora" in name for name in checkpoint.tensors)
+    assert any("mask_decoder.mask_tokens" in name for name in checkpoint.tensors)
+    assert not any(name.endswith(("qkv.weight", "attn.proj.weight")) for name in checkpoint.tensors)
+    assert len(checkpoint.manifest.base.sha256) == 64
+    assert any("mask_tokens" in key for key in checkpoint.manifest.load_report["reinitialised"])
+    assert checkpoint.manifest.load_report["unexpected"] == []
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_base_is_found_by_hash_in_the_cache_and_nothing_else_will_do(
+    tmp_path: Path, backbone: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Moved to the cache it is found and gives equal output; a changed file is refused with the hash it should have."""
+    result = run(tmp_path, backbone)
+    volume, _ = make_case(50)
+    model = result.folder.parent
+    before = Predictor.from_folder(model, device="cpu").predict(volume, with_probabilities=True)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setenv("SAMUNET_CACHE", str(cache))
+    (tmp_path / "base.pth").rename(cache / "base.pth")
+    torch.manual_seed(123)
+    after = Predictor.from_folder(model, device="cpu").predict(volume, with_probabilities=True)
+    assert before.probabilities is not None
+    assert after.probabilities is not None
+    assert (before.probabilities == after.probabilities).all()
+    torch.save({"other": torch.zeros(1)}, cache / "base.pth")
+    with pytest.raises(WeightsError) as caught:
+        Predictor.from_folder(model, device="cpu")
+    assert "base.pth with SHA-256" in str(caught.value)

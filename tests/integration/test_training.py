@@ -1,0 +1,165 @@
+"""Training runs: identical, resumable, refused when they should be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from samunet.artifacts.checkpoint import read_checkpoint
+from samunet.artifacts.workspace import Workspace
+from samunet.core.errors import CheckpointError, SamunetError, UsageError
+from samunet.core.log import SilentReporter
+from samunet.pipeline.train import TrainingRequest, TrainingResult, train
+from samunet.training.checkpointing import checkpoint_file
+from samunet.training.trainer import Trainer
+from tests.samples import DATASET, prepare
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A workspace with a small preprocessed dataset."""
+    found = Workspace.locate(workspace=tmp_path, environment={})
+    prepare(found)
+    return found
+
+
+def run(workspace: Workspace, **changes: object) -> TrainingResult:
+    """Train the small dataset for a few steps."""
+    values = {"dataset": DATASET, "fold": "0", "weights": "none", "device": "cpu", "num_workers": 0, "seed": 3}
+    return train(TrainingRequest(**{**values, **changes}), workspace, reporter=SilentReporter())  # type: ignore[arg-type]
+
+
+def tensors(result: TrainingResult, name: str = "final") -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint."""
+    return dict(read_checkpoint(checkpoint_file(result.folder, name)).tensors)
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Both hold the same names with the same bits."""
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(workspace: Workspace):
+    """Final tensors agree bit for bit, with another number of workers too."""
+    first = tensors(run(workspace))
+    second = tensors(run(workspace, overwrite=True, num_workers=1))
+    other = tensors(run(workspace, overwrite=True, seed=4))
+    assert_equal(first, second)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_an_interrupted_run_continues_to_the_same_result(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """A run stopped in its second epoch, inside an epoch, ends with the tensors of an uninterrupted one."""
+    whole = run(workspace, epochs=3)
+    expected, expected_log = tensors(whole), (whole.folder / "training_log.jsonl").read_text().splitlines()
+    monkeypatch.setattr("samunet.training.trainer.SAVE_EVERY_SECONDS", 0.0)
+    original = Trainer._step
+
+    def stop_at_step_4(self: Trainer, batches):
+        if self.state.step == 4:
+            raise KeyboardInterrupt
+        return original(self, batches)
+
+    monkeypatch.setattr(Trainer, "_step", stop_at_step_4)
+    with pytest.raises(KeyboardInterrupt):
+        run(workspace, epochs=3, overwrite=True)
+    monkeypatch.setattr(Trainer, "_step", original)
+    latest = read_checkpoint(checkpoint_file(whole.folder, "latest")).manifest
+    assert (latest.steps, latest.finished) == (3, False)
+    torch.manual_seed(99)
+    resumed = run(workspace, epochs=3, resume=True)
+    assert_equal(tensors(resumed), expected)
+    steps = [json.loads(line)["step"] for line in (resumed.folder / "training_log.jsonl").read_text().splitlines()]
+    assert steps == [json.loads(line)["step"] for line in expected_log] == [3, 6, 9]
+
+
+def test_a_run_leaves_everything_it_promises(workspace: Workspace):
+    """Checkpoint with plan and provenance, log, picture, cases, masks and a summary with nnU-Net's keys."""
+    result = run(workspace)
+    manifest = read_checkpoint(checkpoint_file(result.folder, "final")).manifest
+    assert manifest.finished
+    assert (manifest.steps, manifest.base.kind, manifest.fold) == (6, "none", "0")
+    assert manifest.provenance["packages"]["torch"]
+    assert manifest.recipe["backbone"] == "vit_t_xs"
+    names = {path.name for path in result.folder.iterdir()}
+    assert {"training_log.jsonl", "progress.png", "cases.json", "validation", "checkpoint_latest.safetensors"} <= names
+    summary = json.loads((result.folder / "validation" / "summary.json").read_text())
+    assert {"foreground_mean", "mean", "metric_per_case"} <= summary.keys()
+    split = json.loads((result.folder / "cases.json").read_text())
+    assert len(summary["metric_per_case"]) == len(split["validation"])
+    assert set(split["train"]).isdisjoint(split["validation"])
+
+
+def test_an_existing_run_is_neither_overwritten_nor_continued_unasked(workspace: Workspace):
+    """A second fresh run refuses and names both ways out; nothing of the first is touched."""
+    result = run(workspace)
+    before = checkpoint_file(result.folder, "final").stat().st_mtime_ns
+    with pytest.raises(UsageError, match="there is a run here already") as refused:
+        run(workspace)
+    assert "--c" in str(refused.value)
+    assert "--overwrite" in str(refused.value)
+    assert checkpoint_file(result.folder, "final").stat().st_mtime_ns == before
+
+
+def test_a_run_that_cannot_start_costs_nothing(workspace: Workspace):
+    """--overwrite with weights that are not there leaves the finished run as it was."""
+    result = run(workspace)
+    before = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*")}
+    with pytest.raises(SamunetError):
+        run(workspace, overwrite=True, device="cuda:99")
+    with pytest.raises(SamunetError):
+        run(workspace, overwrite=True, weights="none:/nowhere")
+    assert {path: path.stat().st_mtime_ns for path in result.folder.rglob("*")} == before
+
+
+def test_continuing_without_a_run_says_so(workspace: Workspace):
+    """--c without a checkpoint is an error with the file's name."""
+    with pytest.raises(CheckpointError, match="does not exist"):
+        run(workspace, resume=True)
+
+
+def test_validation_alone_repeats_the_result(workspace: Workspace):
+    """--val predicts and scores again from the final checkpoint only."""
+    first = run(workspace)
+    again = run(workspace, validate_only=True)
+    assert first.report is not None
+    assert again.report is not None
+    assert again.report.foreground_mean == first.report.foreground_mean
+
+
+def test_fold_all_trains_on_everything_and_validates_nothing(workspace: Workspace):
+    """There is no report, and all cases but the monitored one are trained on."""
+    result = run(workspace, fold="all")
+    split = json.loads((result.folder / "cases.json").read_text())
+    assert result.report is None
+    assert len(split["train"]) + len(split["monitor"]) == 6
+    assert split["validation"] == []
+
+
+def test_a_time_limit_ends_the_run_and_the_steps_are_recorded(workspace: Workspace):
+    """The schedule runs on elapsed time; the steps reached stand in the manifest and can be replayed."""
+    result = run(workspace, minutes=0.05)
+    manifest = read_checkpoint(checkpoint_file(result.folder, "final")).manifest
+    assert manifest.minutes >= 0.05
+    assert manifest.steps > 0
+    rows = [json.loads(line) for line in (result.folder / "training_log.jsonl").read_text().splitlines()]
+    assert 0 < rows[0]["progress"] <= rows[-1]["progress"] <= 1
+    assert rows[-1]["step"] == manifest.steps
+
+
+def test_patience_stops_early(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Without a better monitor score for the given epochs the run ends, and says so."""
+    monkeypatch.setattr("samunet.training.validation.VolumeEvaluator.mean_dice", lambda *_: 0.5)
+    result = run(workspace, fold="all", epochs=9, patience=2)
+    manifest = read_checkpoint(checkpoint_file(result.folder, "final")).manifest
+    assert manifest.epochs == 3
+
+
+def test_rank_is_refused_where_nothing_reads_it(workspace: Workspace):
+    """--rank with a recipe that has no LoRA is an error, not silently ignored."""
+    with pytest.raises(UsageError, match="no LoRA"):
+        run(workspace, rank=8)

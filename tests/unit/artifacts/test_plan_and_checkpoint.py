@@ -1,0 +1,122 @@
+"""Plans that refuse nonsense and checkpoints that are one self-contained file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from samunet.artifacts.checkpoint import BaseWeights, Checkpoint, Manifest, read_checkpoint, write_checkpoint
+from samunet.artifacts.plan import Plan, load_plan, resolve_recipe, save_plan
+from samunet.core.config import parse_schema
+from samunet.core.errors import CheckpointError, ConfigError
+from samunet.training.checkpointing import recipe_to_json
+from tests.samples import description_of, make_plan
+
+
+def edited(*path: str, value: object) -> dict:
+    """A plan's JSON with one entry changed."""
+    content = make_plan().model_dump(mode="json")
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return content
+
+
+RECIPE = ("configurations", "2d", "recipes", "none", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ((*RECIPE, "lerning_rate"), {"value": 1, "reason": ""}, "did you mean 'learning_rate'"),
+        ((*RECIPE, "input_size", "value"), 100, "multiple of 16"),
+        ((*RECIPE, "backbone", "value"), "vit_x", "vit_b"),
+        ((*RECIPE, "learning_rate", "value"), -1.0, "positive"),
+        ((*RECIPE, "lora_targets", "value"), ["q", "mlp"], "q, k, v, o"),
+        (("recommended", "value"), "3d", "not planned"),
+        (("mirror_axes", "value"), ["up-down"], "up-down"),
+        (("version",), 99, "plan again"),
+        (("frame", "value", "slice_axis"), 3, "slice_axis"),
+    ],
+)
+def test_a_hand_edited_plan_is_checked_when_it_is_read(path: tuple[str, ...], value: object, words: str):
+    """Unknown keys and impossible values are refused with a message that says what would be right."""
+    with pytest.raises(ConfigError) as caught:
+        parse_schema(Plan, edited(*path, value=value))
+    assert words in str(caught.value)
+
+
+def test_a_plan_survives_the_disk(tmp_path: Path):
+    """Saving and loading gives an equal plan with the same store key."""
+    plan = make_plan()
+    save_plan(plan, tmp_path / "plans.json")
+    again = load_plan(tmp_path / "plans.json")
+    assert again == plan
+    assert again.store_key("2d") == plan.store_key("2d")
+
+
+def test_the_store_depends_on_the_frame_but_not_on_recipes():
+    """Another input size keeps the store; another spacing or orientation makes a new one."""
+    key = make_plan().store_key("2d")
+    recipe_edit = parse_schema(Plan, edited(*RECIPE, "input_size", "value", value=128))
+    spacing_edit = parse_schema(Plan, edited("configurations", "2d", "spacing", "value", value=[None, 2.0, 2.0]))
+    assert recipe_edit.store_key("2d") == key
+    assert spacing_edit.store_key("2d") != key
+    assert make_plan(spacing=(2.0, 1.0, 1.0)).store_key("2d").startswith("volumes_")
+
+
+def test_a_missing_recipe_lists_those_there_are():
+    """Asking for weights the plan has no recipe for names the planned ones."""
+    with pytest.raises(ConfigError) as caught:
+        resolve_recipe(make_plan().configuration("2d"), "sam", "cpu")
+    assert "none on cpu" in str(caught.value)
+
+
+def make_checkpoint() -> Checkpoint:
+    """A small checkpoint."""
+    plan = make_plan()
+    recipe = resolve_recipe(plan.configuration("2d"), "none", "cpu")
+    manifest = Manifest(
+        dataset="d",
+        configuration="2d",
+        preset="auto",
+        fold="0",
+        recipe=recipe_to_json(recipe),
+        base=BaseWeights(kind="none"),
+        seed=1,
+        steps=2,
+        epochs=1,
+        minutes=0.5,
+    )
+    tensors = {"a": torch.arange(3.0), "b": torch.tensor(5)}
+    return Checkpoint(manifest, plan, description_of(plan), {"dataset": "d"}, tensors)
+
+
+def test_a_checkpoint_is_complete_in_one_file(tmp_path: Path):
+    """Manifest, recipe, plan, dataset.json, fingerprint and tensors come back equal."""
+    made = make_checkpoint()
+    write_checkpoint(tmp_path / "c.safetensors", made)
+    read = read_checkpoint(tmp_path / "c.safetensors")
+    assert (read.manifest, read.plan, read.fingerprint) == (made.manifest, made.plan, made.fingerprint)
+    assert read.description.labels == made.description.labels
+    assert read.manifest.resolved_recipe == resolve_recipe(made.plan.configuration("2d"), "none", "cpu")
+    assert all(torch.equal(read.tensors[name], made.tensors[name]) for name in made.tensors)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text"])
+def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, damage: str):
+    """Nothing but CheckpointError, with the file's name."""
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, make_checkpoint())
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "truncated": content[: len(content) - 8], "text": b"hello, world" * 9}[damage])
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert "c.safetensors" in str(caught.value)

@@ -1,0 +1,180 @@
+"""From a raw folder to fingerprint, plan, splits and store, and what a second run keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samunet.artifacts.plan import load_plan
+from samunet.artifacts.workspace import Workspace
+from samunet.cli.plan_and_preprocess import main
+from samunet.core.errors import ConfigError
+from samunet.core.files import write_json
+from samunet.core.geometry import Geometry
+from samunet.core.log import SilentReporter
+from samunet.core.volume import Volume
+from samunet.imageio import write_image, write_labels
+from samunet.pipeline import plan as module
+from samunet.pipeline.plan import PREVIOUS_PLAN, VerificationError, plan_and_preprocess
+from samunet.planners import fingerprint as measuring
+from samunet.preprocessing.store import CaseStore
+
+NAME = "Dataset001_Balls"
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "NUM_SAMPLES_DATASET", 3000)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A workspace whose raw folder holds six small cases."""
+    folder = tmp_path / "raw" / NAME
+    generator = np.random.default_rng(0)
+    for index in range(6):
+        geometry = Geometry.from_spacing((8, 20, 24), (3.0, 1.0, 1.0))
+        labels = np.zeros(geometry.shape, dtype=np.uint8)
+        labels[2:6, 5:12, 6:14] = 1
+        image = generator.normal(100 + 50 * labels, 10).astype(np.float32)
+        write_image(folder / "imagesTr" / f"case_{index}_0000.nii.gz", Volume(image[np.newaxis], geometry))
+        write_labels(folder / "labelsTr" / f"case_{index}.nii.gz", labels, geometry=geometry)
+    write_json(
+        folder / "dataset.json",
+        {
+            "channel_names": {"0": "MRI"},
+            "labels": {"background": 0, "ball": 1},
+            "numTraining": 6,
+            "file_ending": ".nii.gz",
+        },
+    )
+    return Workspace.locate(workspace=tmp_path, environment={})
+
+
+def run(workspace: Workspace, **options: object) -> tuple[module.PlanResult, SilentReporter]:
+    reporter = SilentReporter()
+    result = plan_and_preprocess(workspace.raw / NAME, workspace, reporter=reporter, **options)  # type: ignore[arg-type]
+    return result, reporter
+
+
+def test_everything_is_written(workspace: Workspace) -> None:
+    """Fingerprint, plan, dataset.json, splits and one store for both configurations, and nothing half-written."""
+    result, _ = run(workspace)
+    files = {path.name for path in result.folder.iterdir()}
+    (store,) = result.stores
+    assert files == {"dataset_fingerprint.json", "plans.json", "dataset.json", "splits_final.json", store.name}
+    assert len(CaseStore(store, spec=result.plan.store_spec("2d")).names()) == 6
+    assert len(json.loads(workspace.splits_file(NAME).read_text())) == 5
+    assert load_plan(workspace.plan_file(NAME)) == result.plan
+    assert not result.failed
+
+
+def test_a_second_run_reads_no_image(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With unchanged inputs nothing is verified, measured or planned again."""
+    first, _ = run(workspace)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(module, "extract_fingerprint", refuse)
+    monkeypatch.setattr(module, "_verify", refuse)
+    second, reporter = run(workspace)
+    assert second.plan == first.plan
+    assert any("fingerprint kept" in message for message in reporter.messages)
+
+
+def test_an_edited_plan_is_kept(workspace: Workspace) -> None:
+    """Edits survive a second run, also with other hardware (with a warning), until --overwrite-plan."""
+    first, _ = run(workspace)
+    file = workspace.plan_file(NAME)
+    content = json.loads(file.read_text())
+    content["mirror_axes"] = {"value": [], "reason": "mine"}
+    write_json(file, content)
+    assert run(workspace)[0].plan.mirror_axes.reason == "mine"
+    kept, reporter = run(workspace, gpu_memory_gib=40.0)
+    assert kept.plan.mirror_axes.reason == "mine"
+    assert any("--overwrite-plan" in warning for warning in reporter.warnings)
+    assert run(workspace, overwrite_plan=True)[0].plan.mirror_axes == first.plan.mirror_axes
+
+
+def test_an_unedited_plan_follows_the_hardware(workspace: Workspace) -> None:
+    """Other memory or minutes plan anew where nothing was edited."""
+    run(workspace)
+    assert run(workspace, cpu_minutes=7.0)[0].plan.budget.cpu_minutes == 7.0
+    assert run(workspace, gpu_memory_gib=40.0)[0].plan.budget.gpu_memory_gib == 40.0
+
+
+def test_an_invalid_plan_is_refused(workspace: Workspace) -> None:
+    """A plan with an unknown key is no reason to plan silently anew."""
+    run(workspace)
+    file = workspace.plan_file(NAME)
+    content = json.loads(file.read_text())
+    content["mirror_axis"] = {}
+    write_json(file, content)
+    with pytest.raises(ConfigError, match="mirror_axes"):
+        run(workspace)
+
+
+def test_a_changed_dataset_is_planned_anew(workspace: Workspace) -> None:
+    """A new image makes a new fingerprint and plan; the former plan is kept beside it."""
+    first, _ = run(workspace)
+    geometry = Geometry.from_spacing((8, 20, 24), (3.0, 1.0, 1.0))
+    image = np.full((1, *geometry.shape), 7.0, dtype=np.float32)
+    write_image(workspace.raw / NAME / "imagesTr" / "case_0_0000.nii.gz", Volume(image, geometry))
+    second, reporter = run(workspace)
+    assert second.plan.fingerprint_sha256 != first.plan.fingerprint_sha256
+    assert (second.folder / PREVIOUS_PLAN).is_file()
+    assert reporter.warnings
+
+
+def test_bad_cases_stop_or_are_skipped(workspace: Workspace) -> None:
+    """Verification stops the run with every finding; --skip-bad-cases goes on and records what was left out."""
+    (workspace.raw / NAME / "imagesTr" / "case_2_0000.nii.gz").write_bytes(b"broken")
+    with pytest.raises(VerificationError) as caught:
+        run(workspace)
+    assert caught.value.exit_code == 2
+    assert not workspace.plan_file(NAME).exists()
+    result, reporter = run(workspace, skip_bad_cases=True)
+    assert result.plan.left_out == ("case_2",)
+    assert any("case_2" in warning for warning in reporter.warnings)
+    assert len(CaseStore(result.stores[0], spec=result.plan.store_spec("2d")).names()) == 5
+    with pytest.raises(VerificationError):
+        run(workspace)
+
+
+def test_splits_follow_the_cases_unless_edited(workspace: Workspace) -> None:
+    """Splits made for other cases are made anew; splits edited by hand stay, and are refused if they do not fit."""
+    run(workspace)
+    file = workspace.splits_file(NAME)
+    (workspace.raw / NAME / "labelsTr" / "case_2.nii.gz").write_bytes(b"broken")
+    run(workspace, skip_bad_cases=True)
+    assert "case_2" not in file.read_text()
+    write_json(file, [{"train": ["case_0"], "val": ["case_1"]}])
+    run(workspace, skip_bad_cases=True)
+    assert len(json.loads(file.read_text())) == 1
+    write_json(file, [{"train": ["case_0"], "val": ["case_2"]}])
+    with pytest.raises(ConfigError):
+        run(workspace, skip_bad_cases=True)
+
+
+def test_unverified_runs_are_verified_later(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skipping verification is remembered: the next run verifies."""
+    run(workspace, verify=False)
+    seen: list[str] = []
+    monkeypatch.setattr(module, "_verify", lambda dataset, *_: seen.append(dataset.name) or ())
+    run(workspace)
+    assert seen == [NAME]
+
+
+def test_the_command(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command plans every dataset given, explains on demand, and says with its exit code that one is missing."""
+    root = str(workspace.raw.parent)
+    assert main(["-d", "1", "--workspace", root, "-np", "1", "--explain"]) == 0
+    assert "Recipe for weights" in capsys.readouterr().out
+    assert main(["-d", "Balls", "77", "--workspace", root, "-np", "1"]) == 2
+    captured = capsys.readouterr()
+    assert "written:" in captured.out
+    assert "no dataset has this id" in captured.err

@@ -1,0 +1,159 @@
+"""Memory, schedule, adaptation and hardware: figures against counts made with the real modules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from samunet.artifacts.model_spec import get_spec
+from samunet.planners import hardware, memory, peft, schedule
+
+GIB = 1 << 30
+
+
+def load(name: str = "vit_b", size: int = 224, **changes: object) -> memory.Load:
+    base = memory.Load(get_spec(name), size, size // 4, 3, 1, "full")
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["vit_t", "vit_xs", "vit_t_xs"])
+def test_parameters_and_saved_activations_are_those_of_the_modules(name: str) -> None:
+    """The formulas meet what the built network holds, saves for backward and computes, within 15 percent."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from samunet.models.sam.network import build_network
+
+    network = build_network(get_spec(name), image_size=224, num_tokens=3).train()
+    parameters = sum(p.numel() for p in network.image_encoder.parameters())
+    assert memory.encoder_parameters(get_spec(name), 224) == pytest.approx(parameters, rel=0.15)
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    saved: dict[int, object] = {}
+
+    def keep(tensor: object) -> object:
+        storage = tensor.untyped_storage()  # type: ignore[attr-defined]
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    images = torch.randn(1, 3, 224, 224)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), FlopCounterMode(display=False) as flops:
+        network(images)
+    measured = sum(entry[0] for entry in saved.values())  # type: ignore[index]
+    one = load(name, tile_vox=1)
+    per_slice = memory.training_bytes(replace(one, slices=2)) - memory.training_bytes(one)
+    scores = 2 * 4 * max(s for _, s, _ in memory._block_elements(get_spec(name), 224))
+    assert per_slice - scores == pytest.approx(measured, rel=0.15)
+    assert schedule.forward_gflop(get_spec(name), 224, 3) == pytest.approx(flops.get_total_flops() / 1e9, rel=0.15)
+
+
+def test_published_orders_of_memory() -> None:
+    """At 1024 px full fine-tuning needs more than LoRA, LoRA more than frozen, checkpointing a fraction."""
+    full, lora, frozen = (memory.training_bytes(load(size=1024, tuning=t)) for t in ("full", "lora", "frozen"))
+    assert full > lora > 1.5 * frozen
+    assert 0.5 * GIB < full - lora < 1.5 * GIB
+    kept = memory.training_bytes(load(size=1024, tuning="lora", checkpointing=True))
+    assert kept < 0.6 * lora
+
+
+def test_largest_batch_fits_and_is_capped() -> None:
+    """The batch found fits the budget, one more does not, and the cap holds."""
+    found = memory.largest_batch(load(), budget_gib=6.0, cap=1000)
+    assert memory.training_bytes(load(slices=found)) <= 6 * GIB < memory.training_bytes(load(slices=found + 1))
+    assert memory.largest_batch(load(), budget_gib=60.0, cap=7) == 7
+    assert memory.largest_batch(load(), budget_gib=0.5, cap=7) == 0
+
+
+def test_cpu_steps_follow_minutes_batch_and_size() -> None:
+    """Twice the minutes give twice the steps, twice the batch half, four times the pixels about a quarter."""
+    spec = get_spec("vit_t")
+    base = schedule.cpu_steps(spec, 224, 3, batch=8, minutes=60)
+    assert schedule.cpu_steps(spec, 224, 3, batch=8, minutes=120) == pytest.approx(2 * base, rel=0.01)
+    assert schedule.cpu_steps(spec, 224, 3, batch=16, minutes=60) == pytest.approx(base / 2, rel=0.01)
+    assert schedule.cpu_steps(spec, 448, 3, batch=8, minutes=60) == pytest.approx(base / 4, rel=0.05)
+
+
+def test_steps_of_datasets_stay_within_limits() -> None:
+    """A hundred passes, but neither a handful of steps for few slices nor days for many."""
+    assert schedule.dataset_steps(96, 8)[0] == 3000
+    assert schedule.dataset_steps(4000, 24)[0] == 16667
+    assert schedule.dataset_steps(10**6, 24)[0] == 40_000
+
+
+def test_epochs_hold_all_steps() -> None:
+    """Iterations times epochs cover the steps, with about forty epochs on a CPU."""
+    for steps in (1, 50, 1066, 20_000):
+        for on_cpu in (True, False):
+            iterations, epochs = schedule.epochs(steps, on_cpu=on_cpu)
+            assert iterations * epochs >= steps
+    assert 40 <= schedule.epochs(1066, on_cpu=True)[1] <= 42
+
+
+def test_warmup_and_average_follow_the_length_of_training() -> None:
+    """250 steps of warm-up and a slow average for long trainings, a tenth and a fast average for short ones."""
+    assert schedule.warmup_steps(10_000)[0] == 250
+    assert schedule.warmup_steps(400)[0] == 40
+    assert schedule.warmup_steps(3)[0] == 1
+    assert schedule.ema_decay(10)[0] == 0.9
+    assert schedule.ema_decay(10**6)[0] == 0.999
+
+
+@pytest.mark.parametrize(
+    ("slices", "classes", "expected"), [(100, 1, 4), (3999, 1, 4), (4000, 1, 5), (100, 16, 5), (10**7, 200, 8)]
+)
+def test_rank_grows_with_slices_and_classes(slices: int, classes: int, expected: int) -> None:
+    """One more per doubling beyond a moderate dataset, from 4 to 8."""
+    assert peft.lora_rank(slices, classes)[0] == expected
+
+
+def test_learning_rates() -> None:
+    """SAMed's rate at its rank and batch, falling with rank, within limits; small where pretrained weights move."""
+    assert peft.learning_rate("lora", weights="sam", rank=4, batch=24)[0] == 5e-3
+    assert peft.learning_rate("lora", weights="sam", rank=8, batch=24)[0] == 2.5e-3
+    assert peft.learning_rate("lora", weights="sam", rank=8, batch=1)[0] == 1e-3
+    assert peft.learning_rate("full", weights="sam", rank=4, batch=8)[0] <= 1e-4
+    assert peft.learning_rate("full", weights="none", rank=4, batch=8)[0] == peft.FROM_SCRATCH_RATE
+
+
+def test_what_trains() -> None:
+    """Everything from random weights, adapters otherwise."""
+    assert peft.encoder_tuning("none")[0] == "full"
+    assert peft.encoder_tuning("sam")[0] == "lora"
+
+
+def test_a_given_budget_is_used_and_says_so() -> None:
+    """Flags win over detection, and the reason says that they were given."""
+    found = hardware.detect_budget(gpu_memory_gib=24.0, cpu_minutes=5.0)
+    assert (found.gpu_memory_gib, found.cpu_minutes) == (24.0, 5.0)
+    assert found.reason.count("as given") == 2
+    assert found.cpu_memory_gib > 0
+
+
+def test_the_control_group_limits_cpu_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where a control group leaves 10 GiB, 8 are planned for."""
+    limit, usage = tmp_path / "max", tmp_path / "current"
+    limit.write_text(f"{12 * GIB}\n")
+    usage.write_text(f"{2 * GIB}\n")
+    available = {Path("/proc/meminfo"): f"MemAvailable: {500 * GIB // 1024} kB\n"}
+    monkeypatch.setattr(hardware, "_CGROUPS", ((limit, usage),))
+    monkeypatch.setattr(hardware, "_read", lambda path: available.get(path) or path.read_text())
+    assert hardware.detect_budget().cpu_memory_gib == pytest.approx(8.0)
+
+
+def test_gpu_memory_is_assumed_where_no_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without nvidia-smi a modest GPU is planned for, and the plan says so."""
+    monkeypatch.setattr(hardware.shutil, "which", lambda _: None)
+    found = hardware.detect_budget()
+    assert found.gpu_memory_gib == hardware.ASSUMED_GPU_GIB
+    assert "assumed" in found.reason
+
+
+def test_gpu_memory_is_that_of_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """nvidia-smi's answer in MiB, the smallest of several."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 24576\necho 12288\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(hardware.shutil, "which", lambda _: str(program))
+    assert hardware.detect_budget().gpu_memory_gib == 12.0

@@ -1,0 +1,70 @@
+"""Input size and tile at their thresholds."""
+
+from __future__ import annotations
+
+import pytest
+
+from samunet.planners import sizes
+from samunet.planners.sizes import InPlane
+
+
+def plane(typical: int, largest: int | None = None, *, width: float = 10.0, resolution: float = 1.0) -> InPlane:
+    return InPlane(typical, largest or typical, width, resolution)
+
+
+@pytest.mark.parametrize(
+    ("typical", "expected"), [(20, 224), (61, 224), (62, 448), (123, 448), (124, 672), (2000, 1120)]
+)
+def test_input_is_the_smallest_that_resolves_typical_slices(typical: int, expected: int) -> None:
+    """56 decoder cells with ten percent of slack serve 61 voxels; beyond 1120 px nothing is planned."""
+    assert sizes.wanted_input(plane(typical))[0] == expected
+
+
+def test_upsampled_images_buy_no_tokens() -> None:
+    """Images that carry detail up to half of their grid's limit need half the cells; slightly smooth ones all."""
+    assert sizes.wanted_input(plane(120, resolution=0.5))[0] == 224
+    assert sizes.wanted_input(plane(120, resolution=0.8))[0] == 448
+
+
+def test_whole_slices_where_they_fit() -> None:
+    """The largest slice decides the tile if a cell then spans at most 1.15 voxels."""
+    assert sizes.tile(plane(56, 64), 224, wanted=224)[0] == 64
+    assert sizes.tile(plane(56, 65), 224, wanted=224)[0] == 64
+
+
+def test_tiny_slices_are_padded_rather_than_blown_up() -> None:
+    """A slice of 5 voxels is placed in a tile of an eighth of the input."""
+    assert sizes.tile(plane(5), 224, wanted=224)[0] == 28
+
+
+def test_a_forced_small_input_accepts_two_voxels_per_cell() -> None:
+    """If 224 px is all that fits, 128 voxels stay whole (2.3 per cell) and 130 are cut into two by two tiles."""
+    assert sizes.tile(plane(128), 224, wanted=448)[0] == 128
+    side, reason = sizes.tile(plane(130), 224, wanted=672)
+    assert side == 87
+    assert "2 x 2" in reason
+
+
+def test_wide_structures_accept_coarser_cells() -> None:
+    """A structure 28 voxels wide accepts cells of 3.5 voxels, but never more than 4."""
+    assert sizes.coarsest_cell(plane(100, width=10)) == 2.0
+    assert sizes.coarsest_cell(plane(100, width=28)) == 3.5
+    assert sizes.coarsest_cell(plane(100, width=400)) == 4.0
+    assert sizes.tile(plane(200, width=28), 224, wanted=896)[0] == 200
+
+
+def test_huge_slices_are_tiled() -> None:
+    """Slices of 4096 voxels become as many tiles as the cell's limit asks for, and they cover the slice."""
+    side, _ = sizes.tile(plane(4096), 1120, wanted=1120)
+    cells = 1120 / 4
+    assert side / cells <= 2.0 * sizes.TILE_SLACK
+    count = 1
+    while side + (count - 1) * side * (1 - sizes.TILE_OVERLAP) < 4096:
+        count += 1
+    assert f"{count} x {count}" in sizes.tile(plane(4096), 1120, wanted=1120)[1]
+
+
+def test_five_percent_of_the_dataset() -> None:
+    """A hundred slices of one tile each allow five slices per step, and one is always allowed."""
+    assert sizes.five_percent([(100, 50, 50)], 50) == 5
+    assert sizes.five_percent([(1, 10, 10)], 50) == 1
