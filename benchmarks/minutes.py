@@ -19,6 +19,7 @@ from pathlib import Path
 from samunet.artifacts.checkpoint import read_manifest
 from samunet.core.files import read_json, write_json
 
+RECIPE_KEYS = ("backbone", "input_size", "tile_vox", "batch_size", "learning_rate")
 RESULTS = Path(__file__).parent / "results" / "minutes.json"
 
 

@@ -59,8 +59,11 @@ RUN_NNUNET = """
 import json, sys
 from importlib.metadata import version
 from pathlib import Path
+import numpy as np
 from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 identifier, raw, preprocessed, processes = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
@@ -69,7 +72,15 @@ api.plan_experiments([identifier])
 plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
 wanted = [name for name in sys.argv[5:] if name in plans["configurations"]]
 api.preprocess([identifier], configurations=wanted, num_processes=[processes] * len(wanted), show_progress_bar=False)
-cases = list(get_filenames_of_train_images_and_targets(raw))
+files = get_filenames_of_train_images_and_targets(raw)
+cases = list(files)
+manager, description = PlansManager(plans), json.loads((preprocessed / "dataset.json").read_text())
+for name in wanted:
+    (preprocessed / f"unlabelled_{name}").mkdir()
+    for case in cases:
+        images, configuration = files[case]["images"], manager.get_configuration(name)
+        made = DefaultPreprocessor(verbose=False).run_case(images, None, manager, configuration, description)
+        np.save(preprocessed / f"unlabelled_{name}" / f"{case}.npy", np.asarray(made[0], np.float32))
 splits = generate_crossval_split(sorted(cases)) if len(cases) >= 5 else []
 splits = [{name: [str(case) for case in split[name]] for name in ("train", "val")} for split in splits]
 extra = {"version": version("nnunetv2"), "cases": cases, "splits": splits, "configurations": wanted}
@@ -213,36 +224,45 @@ def _normalization(configuration: dict[str, Any]) -> tuple[list[str], list[bool]
 
 
 def compare_voxels(run: NnunetRun, plan: Plan, cases: Iterable[Case], configuration: str) -> dict[str, Any]:
-    """Every preprocessed voxel of a configuration: largest absolute difference of images, voxels of other label."""
-    folder = run.folder / run.plans["configurations"][configuration]["data_identifier"]
-    rows: list[dict[str, Any]] = []
-    for case in cases:
-        assert case.label is not None
-        volume = read_volume(case.images, case=case.name)
-        ours = preprocess_case(
-            volume,
-            read_labels(case.label, case=case.name),
-            plan=_in_nnunets_axes(plan, run.transpose, volume.geometry, keep_slices=configuration == "2d"),
-            configuration=next(iter(plan.configurations)),
-            name=case.name,
-        )
-        assert ours.labels is not None
-        data, labels = _read_b2nd(folder / f"{case.name}.b2nd"), _read_b2nd(folder / f"{case.name}_seg.b2nd")[0]
-        if data.shape != ours.data.shape or ours.record.permutation != run.transpose:
-            rows.append({"case": case.name, "other_shape": True})
-            continue
-        difference = float(np.abs(data - ours.data).max())
-        wrong = int((np.maximum(labels, 0) != ours.labels).sum())
-        rows.append({"case": case.name, "difference": difference, "labels": wrong, "voxels": labels.size})
-    compared = [row for row in rows if "difference" in row]
-    worst = max(compared, key=lambda row: row["difference"], default=None)
+    """Every preprocessed voxel of a configuration.
+
+    Images are compared with what nnU-Net makes of them for prediction, labels and images with what it stores for
+    training: there nnU-Net counts labelled voxels as nonzero, so that a z-score shows where zeros are labelled.
+    """
+    rows = [_compare_case(run, plan, case, configuration) for case in cases]
+    compared = [row for row in rows if row]
     return {
         "cases": len(rows),
         "different_shapes": len(rows) - len(compared),
         "voxels": sum(row["voxels"] for row in compared),
-        "largest_difference": worst["difference"] if worst else None,
-        "worst_case": worst["case"] if worst else None,
+        "largest_difference": max((row["difference"] for row in compared), default=None),
+        "largest_difference_training": max((row["training"] for row in compared), default=None),
         "different_labels": sum(row["labels"] for row in compared),
+    }
+
+
+def _compare_case(run: NnunetRun, plan: Plan, case: Case, configuration: str) -> dict[str, Any]:
+    """Largest absolute differences and numbers of voxels of one case; empty if the shapes differ."""
+    assert case.label is not None
+    folder = run.folder / run.plans["configurations"][configuration]["data_identifier"]
+    volume = read_volume(case.images, case=case.name)
+    ours = preprocess_case(
+        volume,
+        read_labels(case.label, case=case.name),
+        plan=_in_nnunets_axes(plan, run.transpose, volume.geometry, keep_slices=configuration == "2d"),
+        configuration=next(iter(plan.configurations)),
+        name=case.name,
+    )
+    training, labels = _read_b2nd(folder / f"{case.name}.b2nd"), _read_b2nd(folder / f"{case.name}_seg.b2nd")[0]
+    unlabelled = np.load(run.folder / f"unlabelled_{configuration}" / f"{case.name}.npy")
+    assert ours.labels is not None
+    if unlabelled.shape != ours.data.shape or ours.record.permutation != run.transpose:
+        return {}
+    return {
+        "difference": float(np.abs(unlabelled - ours.data).max()),
+        "training": float(np.abs(training - ours.data).max()),
+        "labels": int((np.maximum(labels, 0) != ours.labels).sum()),
+        "voxels": int(labels.size),
     }
 
 
@@ -312,6 +332,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             rows += [
                 (name, f"{configuration}: cases of different shape", f"{voxels['different_shapes']}"),
                 (name, f"{configuration}: largest difference of a voxel", number(voxels["largest_difference"])),
+                (name, f"{configuration}: same, from training images", number(voxels["largest_difference_training"])),
                 (name, f"{configuration}: voxels of different label", f"{voxels['different_labels']}"),
             ]
     return format_table(("dataset", "fact", "difference"), rows)
@@ -332,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = options.datasets or [*found, *SYNTHETIC]
     reporter = TerminalReporter()
     results = {
-        name: compare_dataset(options.data / name, options.nnunet_python, options.processes, reporter) for name in names
+        name: compare_dataset(name, options.data, options.nnunet_python, options.processes, reporter) for name in names
     }
     write_json(
         options.output,

@@ -91,3 +91,7 @@ def _count(text: str) -> int:
 
 def _default_processes() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

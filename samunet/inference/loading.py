@@ -17,6 +17,7 @@ from samunet.artifacts.plan import Configuration, Plan
 from samunet.core.errors import CheckpointError, UsageError, WeightsError
 from samunet.core.files import sha256_file
 from samunet.models.build import needs_base, restore_model
+from samunet.models.device import place
 from samunet.models.segmentation import SegmentationModel
 from samunet.models.weights import NONE, WeightsFile, cache_folder
 
@@ -68,7 +69,7 @@ def load_member(path: Path, *, device: str) -> Member:
         WeightsError: If its base weights are not at hand or differ from those it was trained on.
     """
     checkpoint = read_checkpoint(path)
-    return Member(rebuild(checkpoint).to(device).eval(), checkpoint.manifest, checkpoint.plan)
+    return Member(place(rebuild(checkpoint), device).eval(), checkpoint.manifest, checkpoint.plan)
 
 
 def rebuild(checkpoint: Checkpoint) -> SegmentationModel:

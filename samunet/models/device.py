@@ -1,8 +1,15 @@
-"""Which device a run uses."""
+"""Which device a run uses, and how a model is laid out on it."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeVar
+
 from samunet.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Model = TypeVar("Model", bound="nn.Module")
 
 
 def resolve_device(name: str) -> str:
@@ -21,6 +28,13 @@ def resolve_device(name: str) -> str:
     if name in there or (name == "cuda" and torch.cuda.is_available()):
         return name
     raise UsageError("this device does not exist here", expected=f"auto, {', '.join(there)}", found=name)
+
+
+def place(model: Model, device: str) -> Model:
+    """Move a model to a device, with its convolutions laid out channels last, which they compute faster in."""
+    import torch
+
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def device_class(device: str) -> str:

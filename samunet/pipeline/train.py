@@ -25,7 +25,7 @@ from samunet.inference.export import predict_cases
 from samunet.inference.loading import num_input_channels
 from samunet.inference.predictor import Predictor
 from samunet.models.build import build_model
-from samunet.models.device import device_class, resolve_device
+from samunet.models.device import device_class, place, resolve_device
 from samunet.models.weights import WeightsFile, locate_weights, weights_kind
 from samunet.pipeline.evaluate import evaluate, save_evaluation
 from samunet.pipeline.provenance import describe
@@ -270,7 +270,7 @@ def _train(
     )
     events = _events(identity, inputs, folder, device)
     trainer = Trainer(
-        built.model.to(device),
+        place(built.model, device),
         settings,
         make_loader=_loader_factory(identity, inputs, settings, request.num_workers),
         events=events,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from samunet.artifacts.plan import EncoderTuning, WeightsKind
+from samunet.artifacts.plan import DeviceClass, EncoderTuning, WeightsKind
 
 BACKBONES: dict[WeightsKind, str] = {
     "sam": "vit_b",
@@ -13,6 +13,7 @@ BACKBONES: dict[WeightsKind, str] = {
     "ssl": "vit_b",
     "none": "vit_t",
 }
+SCRATCH_BACKBONE_CPU = "vit_t_xs"
 LORA_TARGETS = ("q", "v")
 LEAST_RANK, MOST_RANK = 4, 8
 FROM_SCRATCH_RATE = 1e-3
@@ -25,12 +26,16 @@ _BACKBONE_REASONS: dict[WeightsKind, str] = {
     "medsam": "MedSAM is published for ViT-B only",
     "mobile_sam": "MobileSAM is published for ViT-T only",
     "ssl": "the backbone whose weights are continued without labels",
-    "none": "nothing is pretrained, so the fastest encoder with convolutional early stages learns most per minute",
+    "none": "nothing is pretrained, so an encoder with convolutional early stages learns most per step",
 }
 
 
-def backbone(weights: WeightsKind) -> tuple[str, str]:
+def backbone(weights: WeightsKind, device: DeviceClass) -> tuple[str, str]:
     """The image encoder."""
+    if weights == "none" and device == "cpu":
+        return SCRATCH_BACKBONE_CPU, (
+            "nothing is pretrained and a CPU sees few slices: a thin encoder with convolutional early stages sees most"
+        )
     return BACKBONES[weights], _BACKBONE_REASONS[weights]
 
 

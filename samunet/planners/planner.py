@@ -158,7 +158,7 @@ def _recipes(facts: _Facts) -> dict[str, dict[str, Any]]:
 
 
 def _recipe(facts: _Facts, weights: WeightsKind, device: DeviceClass) -> dict[str, Any]:
-    backbone = peft.backbone(weights)
+    backbone = peft.backbone(weights, device)
     tuning = peft.encoder_tuning(weights)
     rank = peft.lora_rank(facts.num_foreground_slices, facts.num_structures, tuning[0])
     spec = get_spec(backbone[0])

@@ -91,11 +91,11 @@ def slice_axis(cases: Sequence[CaseFacts], target: SpacingTriple) -> tuple[int, 
     near = [axis for axis in range(3) if coherence[axis] >= max(coherence) - COHERENCE_TIE]
     best = max(near, key=lambda axis: (round(target[axis] / min(target), 2), -size[axis], -axis))
     shown = ", ".join(f"{FILE_AXES[a]} {coherence[a]:.2f}" for a in range(3))
-    tie = f" (of those within {COHERENCE_TIE:g} the coarsest, then the one with fewest slices)" if len(near) > 1 else ""
-    return best, (
-        f"no axis is much coarser; labels of neighbouring slices agree with Dice {shown}: slices are stacked along "
-        f"{FILE_AXES[best]}{tie}, so that the axis which changes most stays in plane"
-    )
+    start = f"no axis is much coarser; labels of neighbouring slices agree with Dice {shown}: "
+    if len(near) == 1:
+        return best, f"{start}slices are stacked along {FILE_AXES[best]}, the axes that change more stay in plane"
+    names = " and ".join(FILE_AXES[axis] for axis in near)
+    return best, f"{start}{names} agree alike, and of these {FILE_AXES[best]} is the coarsest or has fewest slices"
 
 
 def mean_coherence(cases: Sequence[CaseFacts]) -> tuple[float, float, float]:

@@ -45,6 +45,8 @@ def preprocess_case(
     """Bring a case into the plan's frame, crop it to its nonzero region, normalize and resample it.
 
     Voxels outside the nonzero region but inside its box stay zero where a channel is normalized within the region.
+    The labels never touch the image, so training and prediction see the same voxels. (nnU-Net counts labelled voxels
+    as nonzero when it trains, which shows the network where zeros are labelled.)
 
     Args:
         volume: The image in its file's axes.

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from source_tree import REPOSITORY
+from tests.architecture.source_tree import REPOSITORY
 
 from samunet.core.errors import UsageError
 

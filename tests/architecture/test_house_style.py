@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from source_tree import REPOSITORY, Module, functions, modules, repository_files
+from tests.architecture.source_tree import REPOSITORY, Module, functions, modules, repository_files
 
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70

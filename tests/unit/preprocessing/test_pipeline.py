@@ -108,6 +108,18 @@ def test_images_without_labels(make_plan: PlanMaker, phantom: Phantom) -> None:
     assert case.record.valid_slices == ()
 
 
+def test_labels_never_touch_the_image(make_plan: PlanMaker, phantom: Phantom) -> None:
+    """Labels on zeros outside the nonzero region change no voxel, so that prediction sees what training saw."""
+    plan = make_plan(normalization=({"scheme": "zscore", "use_nonzero_mask": True},))
+    image, labels = phantom[0].data.copy(), np.ones_like(phantom[1].data)
+    image[:, 2, 3:8, 2:8] = 0
+    volume = phantom[0].with_data(image)
+    trained = preprocess_case(volume, phantom[1].with_data(labels), plan=plan, configuration="2d", name="a")
+    predicted = preprocess_case(volume, None, plan=plan, configuration="2d", name="a")
+    np.testing.assert_array_equal(trained.data, predicted.data)
+    assert not trained.data[0, 1, 0:5, 0:6].any()
+
+
 def test_unusable_cases_are_errors_that_name_the_case(make_plan: PlanMaker, phantom: Phantom) -> None:
     """NaN voxels, a label of another shape, and a wrong number of channels are refused."""
     volume, labels = phantom

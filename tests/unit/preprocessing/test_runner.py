@@ -81,11 +81,14 @@ def test_changed_and_unfinished_cases_are_made_again(
     """A changed label and a missing completion mark are noticed; the rest is kept."""
     run(dataset, make_plan())
     before = modified(dataset)
+    leftover = dataset.folder / "store/data/.partial-abc-case0.b2nd"
+    leftover.write_bytes(b"half")
     (dataset.folder / "store/records/case0.json").unlink()
     relabelled = phantom[1].with_data(np.minimum(phantom[1].data, 1))
     assert dataset.training[1].label is not None
     write_nifti(dataset.training[1].label, relabelled)
     outcomes = run(dataset, make_plan())
+    assert not leftover.exists()
     after = modified(dataset)
     assert [before[f"case{i}.b2nd"] == after[f"case{i}.b2nd"] for i in range(3)] == [False, False, True]
     assert outcomes[1].result is not None
