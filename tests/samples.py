@@ -21,7 +21,7 @@ from samunet.artifacts.plan import (
     Recipe,
 )
 from samunet.artifacts.workspace import Workspace
-from samunet.core.files import write_json
+from samunet.core.files import read_json, write_json
 from samunet.core.geometry import Geometry
 from samunet.core.log import SilentReporter
 from samunet.core.volume import Volume
@@ -138,6 +138,7 @@ def prepare(workspace: Workspace, plan: Plan | None = None, *, num_train: int = 
     dataset = load_raw_dataset(folder)
     write_json(workspace.plan_file(DATASET), plan.model_dump(mode="json"))
     write_json(workspace.fingerprint_file(DATASET), {"dataset": DATASET})
+    write_json(workspace.description_file(DATASET), read_json(folder / "dataset.json"))
     store = workspace.store_folder(DATASET, plan.store_key("2d"))
     outcomes = preprocess_dataset(dataset, plan, "2d", store, processes=1, reporter=SilentReporter())
     assert all(outcome.succeeded for outcome in outcomes)

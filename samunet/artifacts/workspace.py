@@ -10,7 +10,6 @@ from pathlib import Path
 from samunet.core.errors import UsageError
 
 DEFAULT_WORKSPACE = Path("samunet_workspace")
-FINAL, BEST, LATEST = "checkpoint_final", "checkpoint_best", "checkpoint_latest"
 
 
 @dataclass(frozen=True)

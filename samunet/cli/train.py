@@ -29,7 +29,7 @@ def build_parser() -> CommandParser:
     schedule.add_argument("--lr", type=_positive, help="peak learning rate")
     schedule.add_argument("--batch-size", type=_positive_int, help="slices per optimizer step")
     schedule.add_argument("--rank", type=_positive_int, help="LoRA rank")
-    schedule.add_argument("--seed", type=int, default=12345, help="seed of initialisation and data (default 12345)")
+    schedule.add_argument("--seed", type=int, help="seed of initialisation and data (default 12345)")
     run = parser.add_argument_group("the run")
     run.add_argument("--c", dest="resume", action="store_true", help="continue the latest checkpoint")
     run.add_argument("--val", dest="validate_only", action="store_true", help="only validate the final checkpoint")
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     workspace = locate_workspace(options, options.dataset)
     from samunet.cli.evaluate import show_report
-    from samunet.pipeline.train import TrainingRequest, train
+    from samunet.pipeline.train import train
+    from samunet.pipeline.training_run import TrainingRequest
 
     reporter = TerminalReporter()
     request = TrainingRequest(

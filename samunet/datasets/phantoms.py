@@ -29,10 +29,10 @@ STRUCTURES = {"liver": 1, "left_kidney": 2, "right_kidney": 3, "spine": 4, "nodu
 
 _SHAPE = (20, 96, 96)
 _FRAME = ("S", "A", "R")
-_NOISE = 0.05
+_NOISE = 0.045
 _BIAS = 0.25
 _TEXTURE = 0.10
-_DEFORMATION_MM = 3.0
+_DEFORMATION_MM = 2.0
 _FAT = 0.28
 _CAPSULE_MM = 1.5
 
@@ -111,9 +111,9 @@ def _body_coordinates(geometry: Geometry, rng: np.random.Generator) -> Field:
     """
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(geometry.shape, geometry.spacing, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"))
-    turn = Rotation.from_euler("xyz", rng.normal(0, [9, 3, 3]), degrees=True).as_matrix()
+    turn = Rotation.from_euler("xyz", rng.normal(0, [5, 2, 2]), degrees=True).as_matrix()
     scale = rng.normal(1, 0.05, 3).clip(0.9, 1.1)
-    shift = rng.uniform([-6, -10, -10], [6, 10, 10])
+    shift = rng.uniform([-5, -7, -7], [5, 7, 7])
     points = np.tensordot(turn, (points - shift[:, None, None, None]) / scale[:, None, None, None], axes=1)
     bend = np.stack([_smooth_noise(geometry, rng, wavelength_mm=45) for _ in range(3)])
     result: Field = (points + _DEFORMATION_MM * bend).astype(np.float32)
@@ -164,10 +164,10 @@ def _scene(points: Field, rng: np.random.Generator) -> Iterator[_Part]:
 
 def _bowel(points: Field, rng: np.random.Generator) -> Iterator[_Part]:
     """Unlabelled loops as bright as organs, and spots as bright as nodules, anywhere in front of the spine."""
-    for _ in range(9):
+    for _ in range(6):
         centre = rng.uniform((-32, -8, -32), (32, 26, 32))
         yield _Part(_ellipsoid(points, centre, rng.uniform(5, 11, 3)), rng.uniform(0.42, 0.66))
-    for _ in range(8):
+    for _ in range(4):
         centre = rng.uniform((-32, -4, -34), (32, 26, 34))
         yield _Part(_ellipsoid(points, centre, rng.uniform(4, 6.5, 3)), rng.uniform(0.75, 0.95))
 

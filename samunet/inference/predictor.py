@@ -17,7 +17,7 @@ from samunet.inference.loading import Member, choose_folds, load_members
 from samunet.inference.restore import Restored, restore
 from samunet.inference.sliding import SlidingOptions, SlidingPredictor
 from samunet.inference.tta import mirror_axes
-from samunet.models.device import resolve_device
+from samunet.models.device import resolve_device, usable_precision
 from samunet.preprocessing.pipeline import PreprocessedCase, preprocess_case
 
 Allocate = Callable[[tuple[int, ...]], NDArray[np.float16]]
@@ -104,7 +104,7 @@ class Predictor:
             mirror_axes=axes,
             batch_size=self._batch_size,
             device=self._device,
-            precision=self.recipe.precision,
+            precision=usable_precision(self.recipe, self._device),
         )
         logits = SlidingPredictor(self._models, self.recipe, options).slices(data)
         return restore(logits, record, self.plan.label_spec, with_probabilities=with_probabilities, allocate=allocate)

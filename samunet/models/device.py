@@ -9,6 +9,8 @@ from samunet.core.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+    from samunet.artifacts.plan import ResolvedRecipe
+
 Model = TypeVar("Model", bound="nn.Module")
 
 
@@ -28,6 +30,19 @@ def resolve_device(name: str) -> str:
     if name in there or (name == "cuda" and torch.cuda.is_available()):
         return name
     raise UsageError("this device does not exist here", expected=f"auto, {', '.join(there)}", found=name)
+
+
+def usable_precision(recipe: ResolvedRecipe, device: str) -> str:
+    """The precision a recipe runs in on a device.
+
+    A GPU recipe runs in float32 on a CPU, and bfloat16 becomes float16 on a GPU that does not compute in it.
+    """
+    import torch
+
+    if device == "cpu" and recipe.device_class != "cpu":
+        return "fp32"
+    lacks_bf16 = device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "fp16" if recipe.precision == "bf16" and lacks_bf16 else recipe.precision
 
 
 def place(model: Model, device: str) -> Model:

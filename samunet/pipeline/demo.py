@@ -19,7 +19,8 @@ from samunet.imageio import read_labels, read_volume
 from samunet.pipeline.evaluate import evaluate, save_evaluation
 from samunet.pipeline.plan import plan_and_preprocess
 from samunet.pipeline.predict import PredictionRequest, predict
-from samunet.pipeline.train import TrainingRequest, train
+from samunet.pipeline.train import train
+from samunet.pipeline.training_run import TrainingRequest
 
 DATASET = "Dataset900_Phantoms"
 

@@ -21,7 +21,6 @@ from samunet.artifacts.checkpoint import (
 )
 from samunet.artifacts.dataset import DatasetDescription
 from samunet.artifacts.plan import Plan, ResolvedRecipe
-from samunet.artifacts.workspace import LATEST
 from samunet.inference.loading import locate_base
 from samunet.models.state import load_trained_state, trained_state
 from samunet.models.weights import WeightsFile
@@ -71,13 +70,13 @@ class RunIdentity:
         return locate_base(self.base)
 
 
-def load_identity(folder: Path) -> RunIdentity:
-    """What the run in a fold's folder is, from its latest checkpoint.
+def load_identity(folder: Path, name: str) -> RunIdentity:
+    """What the run in a fold's folder is, from its "latest" or "final" checkpoint.
 
     Raises:
-        CheckpointError: If there is nothing to continue.
+        CheckpointError: If there is no such checkpoint.
     """
-    checkpoint = read_checkpoint(folder / f"{LATEST}{ENDING}")
+    checkpoint = read_checkpoint(checkpoint_file(folder, name))
     manifest = checkpoint.manifest
     return RunIdentity(
         dataset=manifest.dataset,
@@ -152,7 +151,7 @@ def resume(folder: Path, trainer: Trainer) -> None:
     Raises:
         CheckpointError: If there is none, or it does not fit the model.
     """
-    checkpoint = read_checkpoint(folder / f"{LATEST}{ENDING}")
+    checkpoint = read_checkpoint(checkpoint_file(folder, "latest"))
     load_trained_state(trainer.model, _below(checkpoint.tensors, _LIVE))
     trainer.average.load_state(_below(checkpoint.tensors, _AVERAGE))
     _load_optimizer(trainer, _below(checkpoint.tensors, _OPTIMIZER))

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.architecture.source_tree import REPOSITORY
 
 from samunet.core.errors import UsageError
+from tests.architecture.source_tree import REPOSITORY
 
 SCRIPTS: dict[str, str] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
 COMMANDS = sorted(SCRIPTS)

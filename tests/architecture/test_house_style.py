@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from tests.architecture.source_tree import REPOSITORY, Module, functions, modules, repository_files
 
 MAX_FILE_LINES = 450

@@ -9,6 +9,7 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
+
 from tests.architecture.source_tree import REPOSITORY, Module, imports, module_names, modules, repository_files
 
 ORDER = (

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from tests.architecture.source_tree import PACKAGE, REPOSITORY
 
 BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "samunet", "planners", "preprocessing", "inference")

@@ -15,7 +15,8 @@ from samunet.core.errors import WeightsError
 from samunet.core.log import SilentReporter
 from samunet.inference.predictor import Predictor
 from samunet.models.sam.network import build_network
-from samunet.pipeline.train import TrainingRequest, TrainingResult, train
+from samunet.pipeline.train import TrainingResult, train
+from samunet.pipeline.training_run import TrainingRequest
 from samunet.training.checkpointing import checkpoint_file
 from tests.samples import DATASET, make_case, make_plan, make_recipe, prepare
 

@@ -12,7 +12,8 @@ from samunet.artifacts.checkpoint import read_checkpoint
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import CheckpointError, SamunetError, UsageError
 from samunet.core.log import SilentReporter
-from samunet.pipeline.train import TrainingRequest, TrainingResult, train
+from samunet.pipeline.train import TrainingResult, train
+from samunet.pipeline.training_run import TrainingRequest
 from samunet.training.checkpointing import checkpoint_file
 from samunet.training.trainer import Trainer
 from tests.samples import DATASET, prepare
@@ -71,7 +72,7 @@ def test_an_interrupted_run_continues_to_the_same_result(workspace: Workspace, m
     latest = read_checkpoint(checkpoint_file(whole.folder, "latest")).manifest
     assert (latest.steps, latest.finished) == (3, False)
     torch.manual_seed(99)
-    resumed = run(workspace, epochs=3, resume=True)
+    resumed = run(workspace, resume=True, seed=None)
     assert_equal(tensors(resumed), expected)
     steps = [json.loads(line)["step"] for line in (resumed.folder / "training_log.jsonl").read_text().splitlines()]
     assert steps == [json.loads(line)["step"] for line in expected_log] == [3, 6, 9]
@@ -116,10 +117,22 @@ def test_a_run_that_cannot_start_costs_nothing(workspace: Workspace):
     assert {path: path.stat().st_mtime_ns for path in result.folder.rglob("*")} == before
 
 
+def test_a_finished_run_can_be_prolonged_but_not_changed(workspace: Workspace):
+    """--c with more epochs goes on where it ended, finding its weights by itself; other settings are refused."""
+    first = run(workspace)
+    longer = run(workspace, resume=True, epochs=4, weights="auto", seed=None)
+    manifest = read_checkpoint(checkpoint_file(longer.folder, "final")).manifest
+    assert longer.folder == first.folder
+    assert (manifest.steps, manifest.seed) == (12, 3)
+    with pytest.raises(UsageError, match="keeps its settings") as refused:
+        run(workspace, resume=True, learning_rate=1.0)
+    assert "--lr, --seed" in str(refused.value)
+
+
 def test_continuing_without_a_run_says_so(workspace: Workspace):
     """--c without a checkpoint is an error with the file's name."""
     with pytest.raises(CheckpointError, match="does not exist"):
-        run(workspace, resume=True)
+        run(workspace, resume=True, seed=None)
 
 
 def test_validation_alone_repeats_the_result(workspace: Workspace):

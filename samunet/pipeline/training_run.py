@@ -1,0 +1,257 @@
+"""What a training run reads: the request, which run it means, its cases and its store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from samunet.artifacts.dataset import Case, RawDataset
+from samunet.artifacts.plan import Plan, ResolvedRecipe, load_plan, resolve_recipe
+from samunet.artifacts.workspace import Workspace, fold_folder
+from samunet.core.errors import DataError, UsageError
+from samunet.core.files import read_json
+from samunet.datasets.raw import load_raw_dataset
+from samunet.datasets.splits import cases_of_fold, load_or_make_splits, monitor_subset
+from samunet.models.device import device_class, usable_precision
+from samunet.models.weights import AUTO, weights_kind
+from samunet.preprocessing.store import CaseStore
+from samunet.training.checkpointing import RunIdentity, checkpoint_file
+
+CASES_FILE = "cases.json"
+PRESET = "auto"
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What to train; None leaves a decision to the plan.
+
+    Args:
+        dataset: Id, name or path.
+        fold: "0" to "4", or "all".
+        configuration: Planned configuration.
+        weights: "auto", "none", a path, or KIND:PATH.
+        device: "auto", "cpu", "cuda", ...
+        epochs: Epochs.
+        iterations: Optimizer steps per epoch.
+        learning_rate: Peak learning rate.
+        batch_size: Slices per optimizer step.
+        rank: LoRA rank.
+        seed: Of initialisation, data and monitor subset (12345).
+        patience: Epochs without a better monitor score before stopping.
+        minutes: Time limit; the schedule runs on elapsed time.
+        num_workers: Loader processes.
+        resume: Continue the latest checkpoint.
+        overwrite: Replace an existing run.
+        validate_only: Only predict and evaluate the fold's validation cases with the final checkpoint.
+        mirror: Average mirrored views in the final validation.
+    """
+
+    dataset: str
+    fold: str
+    configuration: str | None = None
+    weights: str = "auto"
+    device: str = "auto"
+    epochs: int | None = None
+    iterations: int | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    rank: int | None = None
+    seed: int | None = None
+    patience: int | None = None
+    minutes: float | None = None
+    num_workers: int | None = None
+    resume: bool = False
+    overwrite: bool = False
+    validate_only: bool = False
+    mirror: bool = True
+
+
+@dataclass(frozen=True)
+class RunCases:
+    """Who is trained on, who chooses, who validates.
+
+    Args:
+        train: Cases that are trained on.
+        monitor: Training cases set aside for early stopping and ``best``.
+        validation: Cases of the fold.
+    """
+
+    train: tuple[str, ...]
+    monitor: tuple[str, ...]
+    validation: tuple[str, ...]
+
+    def to_json(self) -> dict[str, list[str]]:
+        """As written into the run's folder."""
+        return {"train": list(self.train), "monitor": list(self.monitor), "validation": list(self.validation)}
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The data of a run.
+
+    Args:
+        dataset: Raw images and labels.
+        store: Folder of preprocessed slices.
+        cases: Their parts in the run.
+    """
+
+    dataset: RawDataset
+    store: Path
+    cases: RunCases
+
+    def raw(self, names: Sequence[str]) -> list[Case]:
+        """Raw cases by name.
+
+        Raises:
+            DataError: If some are not in the raw dataset any more.
+        """
+        by_name = {case.name: case for case in self.dataset.training}
+        missing = [name for name in names if name not in by_name]
+        if missing:
+            raise DataError(
+                "cases of the split are not in the raw dataset",
+                file=self.dataset.folder,
+                found=", ".join(missing[:5]),
+                todo="restore them, or delete splits_final.json and plan again",
+            )
+        return [by_name[name] for name in names]
+
+
+def planned(request: TrainingRequest, workspace: Workspace) -> tuple[Plan, str]:
+    """The dataset's plan and the name of the configuration asked for.
+
+    Raises:
+        UsageError: If there is no plan.
+        ConfigError: If the plan or the name is not valid.
+    """
+    name = workspace.dataset_name(request.dataset)
+    plan_file = workspace.plan_file(name)
+    if not plan_file.is_file():
+        raise UsageError("this dataset has no plan", file=plan_file, todo=f"samunet_plan_and_preprocess -d {name}")
+    plan = load_plan(plan_file)
+    configuration = request.configuration or plan.recommended.value
+    plan.configuration(configuration)
+    return plan, configuration
+
+
+def run_folder(request: TrainingRequest, plan: Plan, configuration: str, workspace: Workspace) -> Path:
+    """Folder of the run; one that is continued or validated is found without naming its weights if it is the only one.
+
+    Raises:
+        UsageError: If several runs fit.
+    """
+    if request.weights == AUTO and (request.resume or request.validate_only):
+        wanted = "latest" if request.resume else "final"
+        runs = (workspace.results / plan.dataset).glob(f"{configuration}__{PRESET}__*")
+        folders = sorted(fold_folder(run, request.fold) for run in runs)
+        existing = [folder for folder in folders if checkpoint_file(folder, wanted).is_file()]
+        if len(existing) > 1:
+            raise UsageError(
+                "several runs of this fold fit",
+                found=", ".join(folder.parent.name for folder in existing),
+                todo="name the weights of the one you mean with --weights",
+            )
+        if existing:
+            return existing[0]
+    kind = weights_kind(request.weights)
+    return fold_folder(workspace.model_folder(plan.dataset, configuration, PRESET, kind), request.fold)
+
+
+def read_inputs(request: TrainingRequest, identity: RunIdentity, folder: Path, workspace: Workspace) -> RunInputs:
+    """The data of a run: drawn anew for a fresh one, as recorded for one that is continued or validated.
+
+    Raises:
+        DataError: If the store lacks cases.
+        StoreError: If there is no store of the run's plan.
+        UsageError: If the fold does not exist.
+    """
+    dataset = load_raw_dataset(workspace.raw_folder(request.dataset))
+    recorded = folder / CASES_FILE
+    if (request.resume or request.validate_only) and recorded.is_file():
+        cases = RunCases(**{part: tuple(names) for part, names in read_json(recorded).items()})
+    else:
+        cases = _draw_cases(identity, dataset, workspace)
+    plan = identity.plan
+    store = workspace.store_folder(identity.dataset, plan.store_key(identity.configuration))
+    wanted = {*cases.train, *cases.monitor, *cases.validation}
+    lacking = sorted(wanted - set(CaseStore(store, spec=plan.store_spec(identity.configuration)).names()))
+    if lacking:
+        raise DataError(
+            "the store lacks cases of this fold",
+            file=store,
+            expected=f"{len(wanted)} cases",
+            found=f"{len(lacking)} are not there, as {', '.join(lacking[:5])}",
+            todo=f"samunet_plan_and_preprocess -d {identity.dataset} (finished cases are skipped)",
+        )
+    return RunInputs(dataset, store, cases)
+
+
+def _draw_cases(identity: RunIdentity, dataset: RawDataset, workspace: Workspace) -> RunCases:
+    names = [case.name for case in dataset.training if case.name not in identity.plan.left_out]
+    splits = load_or_make_splits(workspace.splits_file(identity.dataset), names, dataset.groups)
+    split = cases_of_fold(splits, identity.fold, names)
+    monitor = monitor_subset(split.train, dataset.groups, seed=identity.seed)
+    return RunCases(tuple(name for name in split.train if name not in monitor), monitor, split.val)
+
+
+def resolve(request: TrainingRequest, plan: Plan, configuration: str, device: str) -> ResolvedRecipe:
+    """The plan's recipe for the weights and device, with the command line's overrides.
+
+    Raises:
+        UsageError: If an override has no effect on this recipe.
+        ConfigError: If the plan holds no such recipe.
+    """
+    kind = weights_kind(request.weights)
+    recipe = resolve_recipe(plan.configuration(configuration), kind, device_class(device))
+    changes: dict[str, Any] = {"precision": usable_precision(recipe, device)}
+    if request.rank is not None and recipe.encoder_tuning != "lora":
+        raise UsageError(
+            "--rank has no effect here: this recipe has no LoRA",
+            expected="a recipe with encoder_tuning lora",
+            found=f"{recipe.encoder_tuning} ({kind} weights on {recipe.device_class})",
+        )
+    overrides = {
+        "iterations": request.iterations,
+        "learning_rate": request.learning_rate,
+        "batch_size": request.batch_size,
+        "lora_rank": request.rank,
+    }
+    changes |= {name: value for name, value in overrides.items() if value is not None}
+    if request.batch_size is not None:
+        changes["accumulation_steps"] = min(recipe.accumulation_steps, request.batch_size)
+    if request.iterations is not None and request.minutes is None:
+        changes["minutes"] = None
+    return with_length(replace(recipe, **changes), request)
+
+
+def with_length(recipe: ResolvedRecipe, request: TrainingRequest) -> ResolvedRecipe:
+    """The recipe with the length asked for: minutes, or epochs instead of minutes."""
+    if request.epochs is not None:
+        recipe = replace(recipe, epochs=request.epochs, minutes=None)
+    return recipe if request.minutes is None else replace(recipe, minutes=request.minutes)
+
+
+def refuse_changes(request: TrainingRequest) -> None:
+    """A run that is continued keeps its settings; only its length may change.
+
+    Raises:
+        UsageError: If another setting is given.
+    """
+    given = {
+        "--iterations": request.iterations,
+        "--lr": request.learning_rate,
+        "--batch-size": request.batch_size,
+        "--rank": request.rank,
+        "--patience": request.patience,
+        "--seed": request.seed,
+    }
+    refused = [flag for flag, value in given.items() if value is not None]
+    if refused:
+        raise UsageError(
+            "a run that is continued keeps its settings",
+            expected="at most --epochs or --time-limit, which change its length",
+            found=", ".join(refused),
+            todo="leave them out, or start a new run with --overwrite",
+        )
