@@ -29,7 +29,7 @@ STRUCTURES = {"liver": 1, "left_kidney": 2, "right_kidney": 3, "spine": 4, "nodu
 
 _SHAPE = (20, 96, 96)
 _FRAME = ("S", "A", "R")
-_NOISE = 0.045
+_NOISE = 0.04
 _BIAS = 0.25
 _TEXTURE = 0.10
 _DEFORMATION_MM = 2.0
@@ -111,9 +111,9 @@ def _body_coordinates(geometry: Geometry, rng: np.random.Generator) -> Field:
     """
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(geometry.shape, geometry.spacing, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"))
-    turn = Rotation.from_euler("xyz", rng.normal(0, [5, 2, 2]), degrees=True).as_matrix()
+    turn = Rotation.from_euler("xyz", rng.normal(0, [6, 2, 2]), degrees=True).as_matrix()
     scale = rng.normal(1, 0.05, 3).clip(0.9, 1.1)
-    shift = rng.uniform([-5, -7, -7], [5, 7, 7])
+    shift = rng.uniform([-5, -8, -8], [5, 8, 8])
     points = np.tensordot(turn, (points - shift[:, None, None, None]) / scale[:, None, None, None], axes=1)
     bend = np.stack([_smooth_noise(geometry, rng, wavelength_mm=45) for _ in range(3)])
     result: Field = (points + _DEFORMATION_MM * bend).astype(np.float32)

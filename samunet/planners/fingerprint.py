@@ -144,7 +144,7 @@ def measure_case(image: Volume, label_map: Volume, *, labels: LabelSpec, num_sam
         structures=structure_facts(label_map.data[0], labels, image.geometry),
     )
     drawn = draw_foreground([channel[inside] for channel in cropped], num_samples)
-    return CaseMeasurement(facts, drawn, np.array([_moments(channel, crop, inside) for channel in cropped]))
+    return CaseMeasurement(facts, drawn, np.array([_moments(channel, crop) for channel in cropped]))
 
 
 def inputs_hash(cases: Sequence[Case], extra: Any = None) -> str:
@@ -163,9 +163,8 @@ def _identity(file: Path) -> list[Any]:
     return [file.name, status.st_size, status.st_mtime_ns]
 
 
-def _moments(channel: NDArray[Any], crop: NonzeroCrop, foreground: NDArray[np.bool_]) -> list[float]:
-    mask = crop.mask | foreground
-    region = channel[mask] if mask.any() else channel
+def _moments(channel: NDArray[Any], crop: NonzeroCrop) -> list[float]:
+    region = channel[crop.mask] if crop.mask.any() else channel
     values = [f(part, dtype=np.float64) for part in (channel, region) for f in (np.mean, np.std)]
     return [float(v) for v in values]
 
