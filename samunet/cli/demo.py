@@ -18,7 +18,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--workspace", type=Path, default=Path("demo_workspace"), help="folder to fill")
     parser.add_argument("--minutes", type=float, default=4.0, help="training time (default 4)")
-    parser.add_argument("--cases", type=int, default=20, help="training phantoms (default 20)")
+    parser.add_argument("--cases", type=int, default=40, help="training phantoms (default 40)")
     parser.add_argument("--held-out", type=int, default=5, help="phantoms to predict (default 5)")
     parser.add_argument("-np", dest="processes", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--device", "-device", default="cpu", help="cpu (default), cuda, ...")

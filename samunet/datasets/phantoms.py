@@ -113,7 +113,7 @@ def _body_coordinates(geometry: Geometry, rng: np.random.Generator) -> Field:
     points = np.stack(np.meshgrid(*axes, indexing="ij"))
     turn = Rotation.from_euler("xyz", rng.normal(0, [6, 2, 2]), degrees=True).as_matrix()
     scale = rng.normal(1, 0.05, 3).clip(0.9, 1.1)
-    shift = rng.uniform([-5, -8, -8], [5, 8, 8])
+    shift = rng.uniform([-5, -11, -11], [5, 11, 11])
     points = np.tensordot(turn, (points - shift[:, None, None, None]) / scale[:, None, None, None], axes=1)
     bend = np.stack([_smooth_noise(geometry, rng, wavelength_mm=45) for _ in range(3)])
     result: Field = (points + _DEFORMATION_MM * bend).astype(np.float32)
@@ -180,8 +180,8 @@ def _liver(points: Field, rng: np.random.Generator) -> Iterator[_Part]:
     liver = np.minimum(_ellipsoid(points, centre, radii), left_lobe)
     yield from _organ(liver, rng.normal(0.54, 0.03), "liver")
     way = rng.normal(size=3)
-    place = centre + way / np.linalg.norm(way) * radii * 0.45 * rng.uniform(0, 1) ** 0.5
-    size = rng.uniform(6.5, 8.5) * rng.normal(1, 0.08, 3)
+    place = centre + way / np.linalg.norm(way) * radii * 0.4 * rng.uniform(0, 1) ** 0.5
+    size = rng.uniform(8.0, 9.5) * rng.normal(1, 0.08, 3)
     yield _Part(_ellipsoid(points, place, size), rng.normal(0.9, 0.03), STRUCTURES["nodule"])
 
 
