@@ -134,7 +134,12 @@ def write_dataset(workspace: Workspace, *, num_train: int = 6, num_test: int = 2
 def prepare(workspace: Workspace, plan: Plan | None = None, *, num_train: int = 6) -> Plan:
     """Write the dataset, a plan, a fingerprint stand-in and the store, as planning would leave them."""
     plan = plan or make_plan()
-    folder = write_dataset(workspace, num_train=num_train)
+    install(workspace, plan, write_dataset(workspace, num_train=num_train))
+    return plan
+
+
+def install(workspace: Workspace, plan: Plan, folder: Path) -> None:
+    """Write what planning would leave for a raw dataset, and its store."""
     dataset = load_raw_dataset(folder)
     write_json(workspace.plan_file(DATASET), plan.model_dump(mode="json"))
     write_json(workspace.fingerprint_file(DATASET), {"dataset": DATASET})
@@ -142,7 +147,6 @@ def prepare(workspace: Workspace, plan: Plan | None = None, *, num_train: int = 
     store = workspace.store_folder(DATASET, plan.store_key("2d"))
     outcomes = preprocess_dataset(dataset, plan, "2d", store, processes=1, reporter=SilentReporter())
     assert all(outcome.succeeded for outcome in outcomes)
-    return plan
 
 
 def description_of(plan: Plan) -> DatasetDescription:

@@ -90,20 +90,28 @@ class ChannelNormalization(Schema):
 
 
 class IntensityMap(Schema):
-    """The one map from stored intensities to what the encoder sees, per channel: clip, scale, shift.
+    """The one map from stored intensities to what the encoder sees.
 
-    ``encoder = (clip(stored, lower, upper) - lower) * scale + shift``; without bounds nothing is clipped and lower
-    counts as 0. One entry per encoder input channel group; a single entry serves all.
+    Stored values are clipped to [lower, upper] and scaled to [0, 1]; "sam_pixels" goes on to [0, 255] and SAM's pixel
+    statistics. "identity" changes nothing and has no bounds.
 
     Args:
         kind: "identity" for random weights, "sam_pixels" for SAM's pixel statistics, "unit" for [0, 1] (MedSAM).
-        lower: Per channel, or empty.
-        upper: Per channel, or empty.
+        lower: Per image channel; neighbouring slices share their channel's.
+        upper: Per image channel.
     """
 
     kind: Literal["identity", "sam_pixels", "unit"]
     lower: tuple[float, ...] = ()
     upper: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _bounded(self) -> IntensityMap:
+        if len(self.lower) != len(self.upper) or (self.kind != "identity") != bool(self.lower):
+            raise ValueError(
+                f"{self.kind} needs {'no bounds' if self.kind == 'identity' else 'lower and upper bounds'}"
+            )
+        return self
 
 
 class Recipe(Schema):

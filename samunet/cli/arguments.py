@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import UsageError
+
+Number = TypeVar("Number", int, float)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -47,6 +50,37 @@ class CommandParser(argparse.ArgumentParser):
     def _suggestion(self, flag: str) -> str:
         nearest = difflib.get_close_matches(flag, list(self._option_string_actions), n=1, cutoff=0.5)
         return f", did you mean {nearest[0]}?" if nearest else ""
+
+
+def positive_number(text: str) -> float:
+    """Parse a finite number above zero."""
+    value = _parse(text, float)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"must be a positive number, found {text}")
+    return value
+
+
+def positive_count(text: str) -> int:
+    """Parse an integer of at least one."""
+    value = _parse(text, int)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {text}")
+    return value
+
+
+def natural_number(text: str) -> int:
+    """Parse an integer of at least zero."""
+    value = _parse(text, int)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, found {text}")
+    return value
+
+
+def _parse(text: str, kind: Callable[[str], Number]) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, found {text}") from None
 
 
 def add_workspace_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from samunet.cli.arguments import CommandParser
+from samunet.cli.arguments import CommandParser, positive_count, positive_number
 from samunet.cli.render import TerminalReporter, format_table, run_command
 
 
@@ -17,10 +17,10 @@ def build_parser() -> CommandParser:
         "Generate phantoms, plan, train a small SAM from random weights, predict and evaluate held-out phantoms.",
     )
     parser.add_argument("--workspace", type=Path, default=Path("demo_workspace"), help="folder to fill")
-    parser.add_argument("--minutes", type=float, default=4.0, help="training time (default 4)")
-    parser.add_argument("--cases", type=int, default=40, help="training phantoms (default 40)")
-    parser.add_argument("--held-out", type=int, default=5, help="phantoms to predict (default 5)")
-    parser.add_argument("-np", dest="processes", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--minutes", type=positive_number, default=4.0, help="training time (default 4)")
+    parser.add_argument("--cases", type=positive_count, default=40, help="training phantoms (default 40)")
+    parser.add_argument("--held-out", type=positive_count, default=5, help="phantoms to predict (default 5)")
+    parser.add_argument("-np", dest="processes", type=positive_count, default=2, help="processes (default 2)")
     parser.add_argument("--device", "-device", default="cpu", help="cpu (default), cuda, ...")
     return parser
 

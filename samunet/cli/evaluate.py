@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samunet.cli.arguments import CommandParser, add_workspace_flags, locate_workspace
+from samunet.cli.arguments import (
+    CommandParser,
+    add_workspace_flags,
+    locate_workspace,
+    positive_count,
+    positive_number,
+)
 from samunet.cli.render import TerminalReporter, format_table, run_command
 from samunet.core.errors import UsageError
 
@@ -41,13 +46,13 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where to write (default: PREDICTION)")
     parser.add_argument(
-        "--tolerance", type=_positive, default=1.0, metavar="MM", help="of the surface Dice (default: 1)"
+        "--tolerance", type=positive_number, default=1.0, metavar="MM", help="of the surface Dice (default: 1)"
     )
     parser.add_argument("--no-surface", action="store_true", help="leave surface distances out")
     parser.add_argument(
         "--compare", type=Path, metavar="SUMMARY", help="compare with another summary.json, case by case"
     )
-    parser.add_argument("-np", "--processes", type=_count, metavar="N", help="processes (default: up to 8)")
+    parser.add_argument("-np", "--processes", type=positive_count, metavar="N", help="processes (default: up to 8)")
     add_workspace_flags(parser)
     return parser
 
@@ -170,20 +175,6 @@ def _compare(report: EvaluationReport, other: Path, output: Path, reporter: Term
 
 def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError("must be a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def _available_cores() -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Sequence
 
-from samunet.cli.arguments import CommandParser, add_workspace_flags, locate_workspace
+from samunet.cli.arguments import (
+    CommandParser,
+    add_workspace_flags,
+    locate_workspace,
+    positive_count,
+    positive_number,
+)
 from samunet.cli.render import TerminalReporter, run_command
 
 DESCRIPTION = (
@@ -22,15 +27,17 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "-d", dest="datasets", nargs="+", required=True, metavar="DATASET", help="ids, names or paths of raw datasets"
     )
-    parser.add_argument("-np", "--processes", type=_count, default=_default_processes(), metavar="N", help="processes")
+    parser.add_argument(
+        "-np", "--processes", type=positive_count, default=_default_processes(), metavar="N", help="processes"
+    )
     parser.add_argument(
         "--gpu-memory",
-        type=_positive,
+        type=positive_number,
         metavar="GB",
         help="memory of the GPU to plan for (default: the one found, else 8)",
     )
     parser.add_argument(
-        "--minutes", type=_positive, metavar="MINUTES", help="training minutes on a CPU to plan for (default: 60)"
+        "--minutes", type=positive_number, metavar="MINUTES", help="training minutes on a CPU to plan for (default: 60)"
     )
     parser.add_argument("--explain", action="store_true", help="print every decision with its reason")
     parser.add_argument(
@@ -73,20 +80,6 @@ def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) 
         reporter.warn(f"{name} could not be preprocessed: {error}")
     reporter.info(f"written: {result.folder}")
     return 1 if result.failed else 0
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError("must be a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def _default_processes() -> int:

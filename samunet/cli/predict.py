@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from samunet.cli.arguments import CommandParser, add_workspace_flags, locate_workspace
+from samunet.cli.arguments import CommandParser, add_workspace_flags, locate_workspace, positive_count
 from samunet.cli.render import TerminalReporter, run_command
 from samunet.core.errors import UsageError
 
@@ -29,8 +29,10 @@ def build_parser() -> CommandParser:
     parser.add_argument("--disable_tta", action="store_true", help="do not average mirrored views")
     parser.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with probabilities")
     parser.add_argument("--continue_prediction", action="store_true", help="keep masks that exist already")
-    parser.add_argument("-npp", dest="readers", type=int, default=1, help="cases read and preprocessed ahead")
-    parser.add_argument("-nps", dest="writers", type=int, default=1, help="masks written at the same time")
+    parser.add_argument(
+        "-npp", dest="readers", type=positive_count, default=1, help="cases read and preprocessed ahead"
+    )
+    parser.add_argument("-nps", dest="writers", type=positive_count, default=1, help="masks written at the same time")
     add_workspace_flags(parser)
     return parser
 
@@ -43,8 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if (options.dataset is None) == (options.model is None):
         raise UsageError("name the model with either -d DATASET or -m FOLDER")
-    if min(options.readers, options.writers) < 1:
-        raise UsageError("-npp and -nps must be at least 1")
     from samunet.pipeline.predict import PredictionRequest, predict
     from samunet.pipeline.selection import choose_model_folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from samunet.core.errors import SamunetError
 
 Item = TypeVar("Item")
+DEBUG_VARIABLE = "SAMUNET_DEBUG"
 
 
 class TerminalReporter:
@@ -92,10 +94,20 @@ def run_command(main: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\ninterrupted; what was finished is kept", file=sys.stderr, flush=True)
+        print("\ninterrupted; what was written is kept", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:
         return 1
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(
+            f"error: {type(error).__name__}: {error}\n  what to do: this was not foreseen; set {DEBUG_VARIABLE}=1 to "
+            "see where it happened, and report it",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 2
 
 
 def _looks_numeric(text: str) -> bool:

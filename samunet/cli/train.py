@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from samunet.cli.arguments import CommandParser, add_workspace_flags, locate_workspace
+from samunet.cli.arguments import (
+    CommandParser,
+    add_workspace_flags,
+    locate_workspace,
+    natural_number,
+    positive_count,
+    positive_number,
+)
 from samunet.cli.render import TerminalReporter, run_command
 
 
@@ -20,21 +27,24 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--device", "-device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     schedule = parser.add_argument_group("overrides of the plan")
-    schedule.add_argument("--epochs", type=_positive_int, help="number of epochs")
-    schedule.add_argument("--iterations", type=_positive_int, help="optimizer steps per epoch")
-    schedule.add_argument("--time-limit", type=_positive, metavar="MINUTES", help="run the schedule on elapsed time")
+    schedule.add_argument("--epochs", type=positive_count, help="number of epochs")
+    schedule.add_argument("--iterations", type=positive_count, help="optimizer steps per epoch")
     schedule.add_argument(
-        "--patience", type=_positive_int, help="epochs without a better monitor score before stopping"
+        "--time-limit", type=positive_number, metavar="MINUTES", help="run the schedule on elapsed time"
     )
-    schedule.add_argument("--lr", type=_positive, help="peak learning rate")
-    schedule.add_argument("--batch-size", type=_positive_int, help="slices per optimizer step")
-    schedule.add_argument("--rank", type=_positive_int, help="LoRA rank")
-    schedule.add_argument("--seed", type=int, help="seed of initialisation and data (default 12345)")
+    schedule.add_argument(
+        "--patience", type=positive_count, help="epochs without a better monitor score before stopping"
+    )
+    schedule.add_argument("--lr", type=positive_number, help="peak learning rate")
+    schedule.add_argument("--batch-size", type=positive_count, help="slices per optimizer step")
+    schedule.add_argument("--rank", type=positive_count, help="LoRA rank")
+    schedule.add_argument("--seed", type=natural_number, help="seed of initialisation and data (default 12345)")
     run = parser.add_argument_group("the run")
-    run.add_argument("--c", dest="resume", action="store_true", help="continue the latest checkpoint")
-    run.add_argument("--val", dest="validate_only", action="store_true", help="only validate the final checkpoint")
-    run.add_argument("--overwrite", action="store_true", help="replace an existing run")
-    run.add_argument("--workers", type=int, help="loader processes (default: 1 on a CPU, up to 8 beside a GPU)")
+    existing = run.add_mutually_exclusive_group()
+    existing.add_argument("--c", dest="resume", action="store_true", help="continue the latest checkpoint")
+    existing.add_argument("--val", dest="validate_only", action="store_true", help="only validate the final checkpoint")
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    run.add_argument("--workers", type=natural_number, help="loader processes (default: 1 on a CPU, to 8 beside a GPU)")
     run.add_argument("--disable_tta", action="store_true", help="no mirrored views in the final validation")
     add_workspace_flags(parser)
     return parser
@@ -79,20 +89,6 @@ def _run(options: argparse.Namespace) -> int:
     show_report(result.report, reporter)
     reporter.info(f"validation of fold {options.fold}: {result.folder / 'validation'}")
     return 0 if result.report.complete else 1
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be positive, found {text}")
-    return value
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, found {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -89,5 +89,9 @@ class CheckpointError(SamunetError):
     """A training result is missing, incomplete or does not fit."""
 
 
+class TrainingError(SamunetError):
+    """Training cannot go on."""
+
+
 class OutOfMemoryError(SamunetError):
-    """Even the smallest fall-back does not fit the device."""
+    """A step does not fit the device."""

@@ -39,7 +39,7 @@ def map_intensities(image: Tensor, intensity_map: IntensityMap) -> Tensor:
 
 
 def _per_channel(values: tuple[float, ...], channels: int, like: Tensor) -> Tensor:
-    row = values if len(values) == channels else values[:1] * channels
+    row = [value for value in values for _ in range(channels // len(values))]
     return like.new_tensor(row).view(1, channels, 1, 1)
 
 

@@ -45,6 +45,9 @@ def predict_cases(
         readers: Cases read and preprocessed ahead.
         writers: Masks written at the same time.
 
+    What an earlier run left for these cases is deleted first, so no old mask can pass for a new one; the mask is
+    written last.
+
     Returns:
         Case to None, or to the error that kept it from being predicted. No case stops the others.
     """
@@ -52,14 +55,16 @@ def predict_cases(
     written: dict[str, Future[None]] = {}
 
     def load(case: Case) -> Loaded:
+        for stale in (output / f"{case.name}{ending}", output / f"{case.name}.npz"):
+            stale.unlink(missing_ok=True)
         volume = read_volume(case.images, case=case.name)
         return volume, predictor.preprocess(volume, name=case.name)
 
     def save(case: Case, volume: Volume, restored: Restored) -> None:
-        write_labels(output / f"{case.name}{ending}", restored.labels, like=volume)
         if restored.probabilities is not None:
             with atomic_path(output / f"{case.name}.npz") as temporary, temporary.open("wb") as stream:
                 np.savez_compressed(stream, probabilities=restored.probabilities)
+        write_labels(output / f"{case.name}{ending}", restored.labels, like=volume)
 
     with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(writers) as writing:
         loaded = _ahead(reading, load, cases, lead=readers)

@@ -11,7 +11,6 @@ from samunet.artifacts.checkpoint import (
     Checkpoint,
     Manifest,
     read_checkpoint,
-    read_manifest,
 )
 from samunet.artifacts.plan import Configuration, Plan
 from samunet.core.errors import CheckpointError, UsageError, WeightsError
@@ -32,9 +31,10 @@ class Member:
 
 
 def finished_folds(model_folder: Path, checkpoint: str = "final") -> list[str]:
-    """Folds of a model folder that have the given checkpoint: "0" to "4", or "all"."""
-    found = [p.parent.name.removeprefix("fold_") for p in model_folder.glob(f"fold_*/checkpoint_{checkpoint}{ENDING}")]
-    return sorted(found)
+    """Finished folds of a model folder that have the given checkpoint: "0" to "4", or "all"."""
+    finals = model_folder.glob(f"fold_*/checkpoint_final{ENDING}")
+    finished = [path for path in finals if path.with_name(f"checkpoint_{checkpoint}{ENDING}").is_file()]
+    return sorted(path.parent.name.removeprefix("fold_") for path in finished)
 
 
 def choose_folds(model_folder: Path, folds: list[str] | None, checkpoint: str = "final") -> list[str]:
@@ -58,7 +58,7 @@ def choose_folds(model_folder: Path, folds: list[str] | None, checkpoint: str = 
         )
     if "all" in folds and len(folds) > 1:
         raise UsageError("fold 'all' has seen every case and is not mixed with others", found=", ".join(folds))
-    return folds
+    return sorted(set(folds))
 
 
 def load_member(path: Path, *, device: str) -> Member:
@@ -121,21 +121,36 @@ def load_members(model_folder: Path, folds: list[str], *, checkpoint: str, devic
         CheckpointError: If the folds were trained with recipes or plans that cannot be averaged.
     """
     paths = [model_folder / f"fold_{fold}" / f"checkpoint_{checkpoint}{ENDING}" for fold in folds]
-    _check_alike([read_manifest(path) for path in paths], model_folder)
-    return [load_member(path, device=device) for path in paths]
+    members = [load_member(path, device=device) for path in paths]
+    _check_alike(members, model_folder)
+    return members
 
 
-def _check_alike(manifests: list[Manifest], folder: Path) -> None:
-    def essence(manifest: Manifest) -> tuple[object, ...]:
-        recipe = manifest.resolved_recipe
-        return manifest.configuration, recipe.input_size, recipe.tile_vox, recipe.intensity_map
+def _check_alike(members: list[Member], folder: Path) -> None:
+    def essence(member: Member) -> dict[str, object]:
+        name, recipe = member.manifest.configuration, member.manifest.resolved_recipe
+        configuration = member.plan.configuration(name)
+        return {
+            "configuration": name,
+            "input size": recipe.input_size,
+            "tile": recipe.tile_vox,
+            "intensity map": recipe.intensity_map,
+            "preprocessing": member.plan.store_key(name),
+            "context": configuration.context_slices.value,
+            "channels": configuration.channels.value,
+            "mirror axes": member.plan.mirror_axes.value,
+            "order of labels": tuple(member.plan.labels),
+        }
 
-    for manifest in manifests[1:]:
-        if essence(manifest) != essence(manifests[0]):
+    first = essence(members[0])
+    for member in members[1:]:
+        other = essence(member)
+        differing = [key for key in first if first[key] != other[key]]
+        if differing:
             raise CheckpointError(
                 "the folds were trained on different input and cannot be averaged",
                 file=folder,
-                expected=str(essence(manifests[0])),
-                found=f"fold {manifest.fold}: {essence(manifest)}",
+                expected=", ".join(f"{key} {first[key]}" for key in differing),
+                found=f"fold {member.manifest.fold}: " + ", ".join(f"{key} {other[key]}" for key in differing),
                 todo="name the folds that belong together with -f, or train the others again",
             )

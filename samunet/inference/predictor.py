@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from samunet.inference.sliding import SlidingOptions, SlidingPredictor
 from samunet.inference.tta import mirror_axes
 from samunet.models.device import resolve_device, usable_precision
 from samunet.preprocessing.pipeline import PreprocessedCase, preprocess_case
-
-Allocate = Callable[[tuple[int, ...]], NDArray[np.float16]]
 
 
 class Predictor:
@@ -63,7 +61,7 @@ class Predictor:
         Args:
             model_folder: ``results/DATASET/CONFIG__PRESET__WEIGHTS``.
             folds: Folds to average; all that are finished by default.
-            checkpoint: "final", "best" or "latest".
+            checkpoint: "final" or "best".
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             mirror: Average over mirrored views.
         """
@@ -87,7 +85,6 @@ class Predictor:
         record: CaseRecord,
         *,
         with_probabilities: bool = False,
-        allocate: Allocate | None = None,
     ) -> Restored:
         """Segment a preprocessed case.
 
@@ -95,7 +92,6 @@ class Predictor:
             data: (C, S, H, W) as stored.
             record: How it was preprocessed.
             with_probabilities: Also return probabilities.
-            allocate: Makes their array.
         """
         axes = mirror_axes(self.plan.mirror_axes.value, record.anatomical_axes) if self._mirror else ()
         options = SlidingOptions(
@@ -107,7 +103,7 @@ class Predictor:
             precision=usable_precision(self.recipe, self._device),
         )
         logits = SlidingPredictor(self._models, self.recipe, options).slices(data)
-        return restore(logits, record, self.plan.label_spec, with_probabilities=with_probabilities, allocate=allocate)
+        return restore(logits, record, self.plan.label_spec, with_probabilities=with_probabilities)
 
     def predict(self, volume: Volume, *, with_probabilities: bool = False, name: str = "image") -> Restored:
         """Segment a volume; the result lies on its grid.

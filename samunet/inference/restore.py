@@ -5,7 +5,7 @@ Classes x full grid never exists: each slice's logits are resampled and decided 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,6 @@ def restore(
     labels: LabelSpec,
     *,
     with_probabilities: bool = False,
-    allocate: Callable[[tuple[int, ...]], NDArray[np.float16]] | None = None,
 ) -> Restored:
     """Undo preprocessing: resample, decide, paste into the uncropped grid, invert the axis operation.
 
@@ -83,7 +82,6 @@ def restore(
         record: How the case was preprocessed.
         labels: How maps become label values.
         with_probabilities: Also return softmax (or sigmoid) maps on the file's grid.
-        allocate: Makes the probability array (a memory map for large volumes); zeros by default.
 
     Returns:
         Labels (and probabilities) in the file's axes (Z, Y, X). Outside the crop everything is background.
@@ -92,8 +90,7 @@ def restore(
     painted = np.full(record.canonical_shape, labels.background, dtype=dtype)
     probabilities = None
     if with_probabilities:
-        shape = (labels.num_tokens, *record.canonical_shape)
-        probabilities = np.zeros(shape, np.float16) if allocate is None else allocate(shape)
+        probabilities = np.zeros((labels.num_tokens, *record.canonical_shape), np.float16)
         if not labels.has_regions:
             probabilities[0] = 1
     _, rows, columns = (slice(a, b) for a, b in zip(record.crop_start, record.crop_stop, strict=True))

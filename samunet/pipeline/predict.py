@@ -25,7 +25,7 @@ class PredictionRequest:
         output: Folder for masks.
         model_folder: ``results/DATASET/CONFIG__PRESET__WEIGHTS``.
         folds: Folds to average; None: all that are finished.
-        checkpoint: "final", "best" or "latest".
+        checkpoint: "final" or "best".
         device: As for training.
         mirror: Average over mirrored views.
         save_probabilities: Write probabilities too.
@@ -95,7 +95,8 @@ def _predict_all(
     endings: dict[str, list[Case]] = {}
     for case in cases:
         ending = ending_of(case.images[0])
-        if request.resume and (request.output / f"{case.name}{ending}").is_file():
+        wanted = [ending, ".npz"] if request.save_probabilities else [ending]
+        if request.resume and all((request.output / f"{case.name}{kind}").is_file() for kind in wanted):
             results.append(CasePrediction(case=case.name, status="kept"))
         else:
             endings.setdefault(ending, []).append(case)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from samunet.inference.export import predict_cases
 from samunet.inference.loading import num_input_channels
 from samunet.inference.predictor import Predictor
 from samunet.models.build import build_model
-from samunet.models.device import place, resolve_device
+from samunet.models.device import place, resolve_device, usable_precision
 from samunet.models.weights import WeightsFile, locate_weights
 from samunet.pipeline.evaluate import evaluate, save_evaluation
 from samunet.pipeline.provenance import describe
@@ -68,20 +68,20 @@ def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter)
     plan, configuration = planned(request, workspace)
     folder = run_folder(request, plan, configuration, workspace)
     if request.validate_only:
+        refuse_changes(request, length_may_change=False)
         inputs = read_inputs(request, load_identity(folder, "final"), folder, workspace)
     elif request.resume:
-        refuse_changes(request)
+        refuse_changes(request, length_may_change=True)
         identity = load_identity(folder, "latest")
-        identity = replace(identity, recipe=with_length(identity.recipe, request))
+        recipe = replace(identity.recipe, precision=usable_precision(identity.recipe, device))
+        identity = replace(identity, recipe=with_length(recipe, request))
         inputs = read_inputs(request, identity, folder, workspace)
         _train(identity, inputs, folder, device, request, reporter)
     else:
         existing = _existing_files(folder, overwrite=request.overwrite)
         identity = _identify(request, plan, configuration, workspace, device, reporter)
         inputs = read_inputs(request, identity, folder, workspace)
-        for path in existing:
-            path.unlink()
-        _train(identity, inputs, folder, device, request, reporter)
+        _train(identity, inputs, folder, device, request, reporter, replaced=existing)
     return TrainingResult(folder, _validate(inputs, folder, device, request, reporter))
 
 
@@ -134,8 +134,12 @@ def _train(
     device: str,
     request: TrainingRequest,
     reporter: Reporter,
+    replaced: Sequence[Path] = (),
 ) -> None:
+    """Build and train; files of an earlier run are only deleted once nothing can refuse to start any more."""
     recipe, plan = identity.recipe, identity.plan
+    if identity.patience is not None and not inputs.cases.monitor:
+        raise UsageError("--patience has no cases to watch: the fold has too few training cases or only one group")
     configuration = plan.configuration(identity.configuration)
     labels = plan.label_spec
     built = build_model(
@@ -165,11 +169,13 @@ def _train(
         events=events,
         reporter=reporter,
     )
+    for path in replaced:
+        path.unlink()
     write_json(folder / CASES_FILE, inputs.cases.to_json())
     if request.resume:
         resume(folder, trainer)
         if request.epochs is not None or request.minutes is not None:
-            trainer.state.finished = False
+            trainer.prolong()
         events.restart_log(trainer.state.history)
         reporter.info(f"continuing at step {trainer.state.step}, {trainer.state.seconds / 60:.1f} minutes in")
     state = trainer.run()
@@ -214,7 +220,7 @@ def _loader_factory(
 
 def default_workers(device: str) -> int:
     """Loader processes: one beside a CPU that trains, a few beside a GPU."""
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if device == "cpu" else max(1, min(8, cores - 1))
 
 
@@ -248,7 +254,8 @@ def _validate(
     for error in outcomes.values():
         if error is not None:
             reporter.warn(str(error))
-    pairs = [(c.name, c.label, output / f"{c.name}{ending}") for c in cases if c.label is not None]
+    predicted = {name: output / f"{name}{ending}" for name, error in outcomes.items() if error is None}
+    pairs = [(c.name, c.label, predicted.get(c.name)) for c in cases if c.label is not None]
     report = evaluate(pairs, labels=predictor.plan.label_spec, reporter=reporter)
     save_evaluation(report, output)
     return report

@@ -10,7 +10,7 @@ from typing import Any
 from samunet.artifacts.dataset import Case, RawDataset
 from samunet.artifacts.plan import Plan, ResolvedRecipe, load_plan, resolve_recipe
 from samunet.artifacts.workspace import Workspace, fold_folder
-from samunet.core.errors import DataError, UsageError
+from samunet.core.errors import StoreError, UsageError
 from samunet.core.files import read_json
 from samunet.datasets.raw import load_raw_dataset
 from samunet.datasets.splits import cases_of_fold, load_or_make_splits, monitor_subset
@@ -105,12 +105,12 @@ class RunInputs:
         """Raw cases by name.
 
         Raises:
-            DataError: If some are not in the raw dataset any more.
+            UsageError: If some are not in the raw dataset any more.
         """
         by_name = {case.name: case for case in self.dataset.training}
         missing = [name for name in names if name not in by_name]
         if missing:
-            raise DataError(
+            raise UsageError(
                 "cases of the split are not in the raw dataset",
                 file=self.dataset.folder,
                 found=", ".join(missing[:5]),
@@ -163,8 +163,7 @@ def read_inputs(request: TrainingRequest, identity: RunIdentity, folder: Path, w
     """The data of a run: drawn anew for a fresh one, as recorded for one that is continued or validated.
 
     Raises:
-        DataError: If the store lacks cases.
-        StoreError: If there is no store of the run's plan.
+        StoreError: If there is no store of the run's plan, or it lacks cases.
         UsageError: If the fold does not exist.
     """
     dataset = load_raw_dataset(workspace.raw_folder(request.dataset))
@@ -178,7 +177,7 @@ def read_inputs(request: TrainingRequest, identity: RunIdentity, folder: Path, w
     wanted = {*cases.train, *cases.monitor, *cases.validation}
     lacking = sorted(wanted - set(CaseStore(store, spec=plan.store_spec(identity.configuration)).names()))
     if lacking:
-        raise DataError(
+        raise StoreError(
             "the store lacks cases of this fold",
             file=store,
             expected=f"{len(wanted)} cases",
@@ -220,21 +219,28 @@ def resolve(request: TrainingRequest, plan: Plan, configuration: str, device: st
     }
     changes |= {name: value for name, value in overrides.items() if value is not None}
     if request.batch_size is not None:
-        changes["accumulation_steps"] = min(recipe.accumulation_steps, request.batch_size)
+        part = -(-recipe.batch_size // recipe.accumulation_steps)
+        changes["accumulation_steps"] = max(1, -(-request.batch_size // part))
     if request.iterations is not None and request.minutes is None:
         changes["minutes"] = None
     return with_length(replace(recipe, **changes), request)
 
 
 def with_length(recipe: ResolvedRecipe, request: TrainingRequest) -> ResolvedRecipe:
-    """The recipe with the length asked for: minutes, or epochs instead of minutes."""
+    """The recipe with the length asked for: minutes, or epochs instead of minutes.
+
+    Raises:
+        UsageError: If both are asked for.
+    """
+    if request.epochs is not None and request.minutes is not None:
+        raise UsageError("--epochs and --time-limit both give the length: choose one")
     if request.epochs is not None:
         recipe = replace(recipe, epochs=request.epochs, minutes=None)
     return recipe if request.minutes is None else replace(recipe, minutes=request.minutes)
 
 
-def refuse_changes(request: TrainingRequest) -> None:
-    """A run that is continued keeps its settings; only its length may change.
+def refuse_changes(request: TrainingRequest, *, length_may_change: bool) -> None:
+    """A run that is continued or validated keeps its settings; when continued its length may change.
 
     Raises:
         UsageError: If another setting is given.
@@ -247,11 +253,13 @@ def refuse_changes(request: TrainingRequest) -> None:
         "--patience": request.patience,
         "--seed": request.seed,
     }
+    if not length_may_change:
+        given |= {"--epochs": request.epochs, "--time-limit": request.minutes}
     refused = [flag for flag, value in given.items() if value is not None]
     if refused:
         raise UsageError(
-            "a run that is continued keeps its settings",
-            expected="at most --epochs or --time-limit, which change its length",
+            "a run that exists keeps its settings",
+            expected="with --c at most --epochs or --time-limit, which change its length; with --val none",
             found=", ".join(refused),
             todo="leave them out, or start a new run with --overwrite",
         )

@@ -5,7 +5,7 @@ Everything about sample n follows from (seed, epoch, index): not from workers, o
 
 from __future__ import annotations
 
-import multiprocessing
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samunet.artifacts.plan import Plan, ResolvedRecipe
 from samunet.artifacts.store import CaseRecord
+from samunet.core.errors import SamunetError
 from samunet.core.labels import IGNORE_INDEX, LabelSpec
 from samunet.core.rng import seed_sample
 from samunet.inference.sliding import gather_channels
@@ -185,20 +186,29 @@ def make_loader(
 ) -> DataLoader[Sample]:
     """An endless loader of batches (image, valid, target), continuing after ``start`` samples.
 
-    Workers open the store themselves and compute with one thread each. Where the platform can fork they are forked:
-    a fresh interpreter would first import torch.
+    Workers open the store themselves and compute with one thread each. On Linux they are forked: a fresh interpreter
+    would first import torch.
     """
-    methods = multiprocessing.get_all_start_methods()
+    method = "fork" if sys.platform == "linux" else "spawn"
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=EndlessSampler(samples_per_epoch, start),
         num_workers=num_workers,
         pin_memory=pin_memory,
-        multiprocessing_context=("fork" if "fork" in methods else methods[0]) if num_workers else None,
+        multiprocessing_context=method if num_workers else None,
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=_quiet_worker if num_workers else None,
     )
+
+
+def next_batch(batches: Iterator[Sample]) -> Sample:
+    """The next batch; an error of ours in a worker says what it said there, without the worker's traceback."""
+    try:
+        return next(batches)
+    except SamunetError as error:
+        said = error.problem.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+        raise type(error)(said) from None
 
 
 def _quiet_worker(_worker: int) -> None:

@@ -80,6 +80,6 @@ class MovingAverage:
             shadow.copy_(state[name])
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clip the total gradient norm; returns the norm before clipping."""
-    return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Clip the total gradient norm."""
+    nn.utils.clip_grad_norm_(parameters, max_norm)

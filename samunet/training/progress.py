@@ -13,7 +13,7 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
     """Append one JSON object as a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
+        stream.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def rewrite_log(path: Path, history: list[dict[str, Any]]) -> None:

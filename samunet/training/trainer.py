@@ -13,17 +13,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from samunet.artifacts.plan import ResolvedRecipe
+from samunet.core.errors import OutOfMemoryError, TrainingError
 from samunet.core.log import Reporter
 from samunet.inference.encode import to_encoder, to_store
 from samunet.inference.sliding import autocast
 from samunet.models.segmentation import SegmentationModel
-from samunet.training.data import Sample
+from samunet.training.data import Sample, next_batch
 from samunet.training.losses import segmentation_loss
 from samunet.training.optim import MovingAverage, clip_gradients, learning_rate_factor, set_learning_rate
 
 MAX_GRADIENT_NORM = 1.0
 NUM_MILESTONES = 10
 SAVE_EVERY_SECONDS = 120.0
+EVALUATION_SHARE = 0.04
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,13 @@ class RunState:
 class RunEvents(Protocol):
     """What the loop asks of the rest: evaluation, checkpoints, logs."""
 
-    def evaluate(self, trainer: Trainer) -> dict[str, float | None]:
-        """Whole-volume Dice of the current weights: "monitor" chooses, "validation" is only plotted."""
+    def evaluate(self, trainer: Trainer, seconds: float | None) -> dict[str, float | None]:
+        """Whole-volume Dice of the current weights: "monitor" chooses, "validation" is only plotted.
+
+        Args:
+            trainer: Holds the weights.
+            seconds: About how long it may take; None: as long as it takes.
+        """
 
     def save(self, name: str, trainer: Trainer) -> None:
         """Write a checkpoint of the current weights."""
@@ -149,14 +156,32 @@ class Trainer:
             return min(1.0, self.elapsed / (60 * self.settings.minutes))
         return self.state.step / self.total_steps
 
+    def prolong(self) -> None:
+        """Let a run whose length was changed go on, evaluating at the milestones still ahead."""
+        self.state.finished = False
+        self.state.milestones = int(self.progress * NUM_MILESTONES)
+
     def run(self) -> RunState:
-        """Train to the end; the model then holds the averaged weights."""
+        """Train to the end; the model then holds the averaged weights.
+
+        Raises:
+            TrainingError: If the loss is not a number any more; the last checkpoint is kept.
+            OutOfMemoryError: If a step does not fit the device.
+        """
         self._started = self._saved = monotonic()
         self.model.train()
+        if self.state.step == 0:
+            self._save("latest")
         batches: Iterator[Sample] = iter(self._make_loader(self.state.step * self.settings.recipe.batch_size))
-        while not self.state.finished and self.progress < 1:
-            row = self._epoch(batches)
-            self._after_epoch(row)
+        try:
+            while not self.state.finished and self.progress < 1:
+                self._after_epoch(self._epoch(batches))
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"memory of {self.settings.device} ran out while training",
+                found=str(error).split("\n")[0],
+                todo="start again with a smaller --batch-size, or plan with --gpu-memory; --c keeps what is trained",
+            ) from None
         if not self.state.finished:
             self.state.finished = True
             self._save("latest")
@@ -176,13 +201,20 @@ class Trainer:
             if self.state.step % recipe.iterations == 0 or self.progress >= 1:
                 break
         seconds = monotonic() - began
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                "the loss is not a number any more",
+                found=f"{loss} at step {self.state.step}",
+                todo="start again with a lower --lr; the last checkpoint before this is kept",
+            )
         return {
             "epoch": math.ceil(self.state.step / recipe.iterations),
             "step": self.state.step,
             "progress": round(self.progress, 5),
             "minutes": round(self.elapsed / 60, 3),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "loss": float(torch.stack(losses).mean()),
+            "loss": loss,
             "images_per_second": round((self.state.step - first) * recipe.batch_size / max(seconds, 1e-9), 2),
         }
 
@@ -191,7 +223,7 @@ class Trainer:
         recipe, device = self.settings.recipe, self.settings.device
         factor = learning_rate_factor(self.state.step, self.progress, warmup_steps=recipe.warmup_steps)
         set_learning_rate(self.optimizer, recipe.learning_rate * factor)
-        image, valid, target = (part.to(device, non_blocking=True) for part in next(batches))
+        image, valid, target = (part.to(device, non_blocking=True) for part in next_batch(batches))
         parts = recipe.accumulation_steps
         total = torch.zeros((), device=device)
         self.optimizer.zero_grad(set_to_none=True)
@@ -240,7 +272,8 @@ class Trainer:
         began = monotonic()
         self.average.swap()
         self.model.eval()
-        scores = self._events.evaluate(self)
+        limit = self.settings.minutes
+        scores = self._events.evaluate(self, None if limit is None else EVALUATION_SHARE * 60 * limit)
         self.average.swap()
         self.model.train()
         self._evaluation_seconds, self._evaluated_at = monotonic() - began, self.elapsed
@@ -248,7 +281,8 @@ class Trainer:
 
     def _save(self, name: str) -> None:
         self._events.save(name, self)
-        self._saved = monotonic()
+        if name == "latest":
+            self._saved = monotonic()
 
     def _report_live(self, losses: list[Tensor], first: int, began: float) -> None:
         done = self.progress

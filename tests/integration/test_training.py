@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from samunet.artifacts.checkpoint import read_checkpoint
 from samunet.artifacts.workspace import Workspace
-from samunet.core.errors import CheckpointError, SamunetError, UsageError
+from samunet.core.errors import CheckpointError, SamunetError, TrainingError, UsageError
+from samunet.core.files import write_json
 from samunet.core.log import SilentReporter
+from samunet.imageio import read_labels, write_image, write_labels
 from samunet.pipeline.train import TrainingResult, train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.training.checkpointing import checkpoint_file
 from samunet.training.trainer import Trainer
-from tests.samples import DATASET, prepare
+from tests.samples import DATASET, install, make_case, make_plan, make_recipe, prepare
 
 
 @pytest.fixture
@@ -62,6 +65,7 @@ def test_an_interrupted_run_continues_to_the_same_result(workspace: Workspace, m
 
     def stop_at_step_4(self: Trainer, batches):
         if self.state.step == 4:
+            self._save("latest")
             raise KeyboardInterrupt
         return original(self, batches)
 
@@ -70,12 +74,77 @@ def test_an_interrupted_run_continues_to_the_same_result(workspace: Workspace, m
         run(workspace, epochs=3, overwrite=True)
     monkeypatch.setattr(Trainer, "_step", original)
     latest = read_checkpoint(checkpoint_file(whole.folder, "latest")).manifest
-    assert (latest.steps, latest.finished) == (3, False)
+    assert (latest.steps, latest.finished) == (4, False)
     torch.manual_seed(99)
-    resumed = run(workspace, resume=True, seed=None)
+    resumed = run(workspace, resume=True, seed=None, num_workers=1)
     assert_equal(tensors(resumed), expected)
     steps = [json.loads(line)["step"] for line in (resumed.folder / "training_log.jsonl").read_text().splitlines()]
     assert steps == [json.loads(line)["step"] for line in expected_log] == [3, 6, 9]
+
+
+def test_every_kind_of_input_trains_and_predicts(tmp_path: Path):
+    """Regions with an ignore label, two channels, parts of a step, bfloat16 and recomputed blocks, all in one run."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    folder = workspace.raw / DATASET
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    for index in range(5):
+        volume, values = make_case(index)
+        values = np.where((values == 0) & (volume.data[0] > 115), 3, values)
+        for channel in range(2):
+            write_image(
+                folder / "imagesTr" / f"case_{index}_{channel:04d}.nii.gz", volume.with_data(volume.data + channel)
+            )
+        write_labels(folder / "labelsTr" / f"case_{index}.nii.gz", values, geometry=volume.geometry)
+    description = {"channel_names": {"0": "T1", "1": "T2"}, "labels": labels, "regions_class_order": [1, 2]}
+    write_json(folder / "dataset.json", {**description, "numTraining": 5, "file_ending": ".nii.gz"})
+    recipe = make_recipe(precision="bf16", accumulation_steps=2, checkpointing=True)
+    plan = make_plan(
+        labels=labels,
+        regions_class_order=(1, 2),
+        channel_names=("T1", "T2"),
+        recipes={"none": {"cpu": recipe}},
+    )
+    install(workspace, plan, folder)
+    result = run(workspace, iterations=2, epochs=1)
+    assert result.report is not None
+    assert set(result.report.structures.values()) == {"whole", "core"}
+    assert result.report.complete
+    rows = (result.folder / "training_log.jsonl").read_text().splitlines()
+    assert 0 < json.loads(rows[0])["loss"] < 10
+    mask = read_labels(next((result.folder / "validation").glob("*.nii.gz"))).data
+    assert set(np.unique(mask)) <= {0, 1, 2}
+
+
+def test_patience_needs_cases_to_watch(workspace: Workspace):
+    """A fold too small for a monitor subset refuses --patience instead of stopping at random."""
+    with pytest.raises(UsageError, match="no cases to watch"):
+        run(workspace, patience=2)
+
+
+def test_a_stale_mask_never_passes_for_a_new_one(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Where a validation case fails, the mask of an earlier run is gone and the report is incomplete."""
+    first = run(workspace)
+    assert first.report is not None
+    assert first.report.complete
+
+    def fail(*_, **__):
+        raise ValueError("planted")
+
+    monkeypatch.setattr("samunet.inference.predictor.Predictor.preprocess", fail)
+    again = run(workspace, validate_only=True, seed=None)
+    assert again.report is not None
+    assert not again.report.complete
+    assert list((again.folder / "validation").glob("*.nii.gz")) == []
+
+
+def test_a_loss_that_is_no_number_stops_the_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """The run ends with a message and writes no result."""
+    monkeypatch.setattr(
+        "samunet.training.trainer.segmentation_loss", lambda logits, *_, **__: logits.sum() * float("nan")
+    )
+    with pytest.raises(TrainingError, match="not a number"):
+        run(workspace)
+    assert list(workspace.results.rglob("checkpoint_final*")) == []
 
 
 def test_a_run_leaves_everything_it_promises(workspace: Workspace):
@@ -124,6 +193,8 @@ def test_a_finished_run_can_be_prolonged_but_not_changed(workspace: Workspace):
     manifest = read_checkpoint(checkpoint_file(longer.folder, "final")).manifest
     assert longer.folder == first.folder
     assert (manifest.steps, manifest.seed) == (12, 3)
+    rows = [json.loads(line) for line in (longer.folder / "training_log.jsonl").read_text().splitlines()]
+    assert any("validation" in row for row in rows if row["step"] > 6)
     with pytest.raises(UsageError, match="keeps its settings") as refused:
         run(workspace, resume=True, learning_rate=1.0)
     assert "--lr, --seed" in str(refused.value)
@@ -138,7 +209,7 @@ def test_continuing_without_a_run_says_so(workspace: Workspace):
 def test_validation_alone_repeats_the_result(workspace: Workspace):
     """--val predicts and scores again from the final checkpoint only."""
     first = run(workspace)
-    again = run(workspace, validate_only=True)
+    again = run(workspace, validate_only=True, seed=None)
     assert first.report is not None
     assert again.report is not None
     assert again.report.foreground_mean == first.report.foreground_mean
