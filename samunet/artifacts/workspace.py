@@ -54,6 +54,11 @@ class Workspace:
             pick(results, "samunet_results", below="results"),
         )
 
+    @property
+    def is_default(self) -> bool:
+        """Whether any folder lies in the default workspace, which users should be told about."""
+        return any(f.parent == DEFAULT_WORKSPACE for f in (self.raw, self.preprocessed, self.results))
+
     def dataset_name(self, identifier: str) -> str:
         """Full dataset name from an id ("4"), a name or a path, looked up in all three folders.
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from samunet.artifacts.workspace import Workspace
+from samunet.artifacts.workspace import DEFAULT_WORKSPACE, Workspace
 from samunet.core.errors import UsageError
+from samunet.core.log import Reporter
 
 Number = TypeVar("Number", int, float)
 
@@ -50,6 +51,12 @@ class CommandParser(argparse.ArgumentParser):
     def _suggestion(self, flag: str) -> str:
         nearest = difflib.get_close_matches(flag, list(self._option_string_actions), n=1, cutoff=0.5)
         return f", did you mean {nearest[0]}?" if nearest else ""
+
+
+def announce_workspace(workspace: Workspace, reporter: Reporter) -> None:
+    """Say where files go when nobody chose a place."""
+    if workspace.is_default:
+        reporter.info(f"workspace: {DEFAULT_WORKSPACE.resolve()} (choose another with --workspace)")
 
 
 def positive_number(text: str) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from samunet.cli.arguments import (
     CommandParser,
     add_workspace_flags,
+    announce_workspace,
     locate_workspace,
     positive_count,
     positive_number,
@@ -64,6 +65,7 @@ def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) 
     from samunet.planners.explain import explain, summary
 
     workspace = locate_workspace(options, dataset)
+    announce_workspace(workspace, reporter)
     result = plan_and_preprocess(
         workspace.raw_folder(dataset),
         workspace,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from samunet.cli.arguments import (
     CommandParser,
     add_workspace_flags,
+    announce_workspace,
     locate_workspace,
     natural_number,
     positive_count,
@@ -62,6 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     from samunet.pipeline.training_run import TrainingRequest
 
     reporter = TerminalReporter()
+    announce_workspace(workspace, reporter)
     request = TrainingRequest(
         dataset=options.dataset,
         fold=options.fold,
