@@ -103,6 +103,12 @@ def _identify(
 ) -> RunIdentity:
     """Find the weights and fix what the run is."""
     recipe = resolve(request, plan, configuration, device)
+    planned_minutes = resolve(replace(request, minutes=None), plan, configuration, device).minutes
+    if request.minutes and planned_minutes and request.minutes < planned_minutes / 2:
+        reporter.warn(
+            f"the plan chose its input size for {planned_minutes:g} minutes; for {request.minutes:g}, "
+            f"samunet_plan_and_preprocess --minutes {request.minutes:g} may choose a smaller one that learns more"
+        )
     file = locate_weights(request.weights, get_spec(recipe.backbone), reporter=reporter)
     return RunIdentity(
         dataset=plan.dataset,
