@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from samunet.artifacts.plan import IntensityMap, ResolvedRecipe
+from samunet.artifacts.method import EncoderMethod, Method
+from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, ResolvedRecipe
 from samunet.core.files import read_json, write_json
 from samunet.models.build import build_model
 from samunet.models.device import place
@@ -78,9 +79,11 @@ def recipe(backbone: str, size: int) -> ResolvedRecipe:
         backbone=backbone,
         input_size=size,
         tile_vox=size,
-        encoder_tuning="full",
-        lora_rank=4,
-        lora_targets=("q", "v"),
+        method=Method(encoder=EncoderMethod(train="full")),
+        slab_depth=1,
+        attention="upstream",
+        loss=LossWeights(),
+        decay=Decay(),
         intensity_map=IntensityMap(kind="identity"),
         learning_rate=1e-4,
         weight_decay=0.0,
@@ -93,6 +96,7 @@ def recipe(backbone: str, size: int) -> ResolvedRecipe:
         precision="fp32",
         checkpointing=False,
         ema_decay=0.0,
+        augmentation="none",
         foreground_fraction=0.5,
         memory_gib=0.0,
     )

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samunet.artifacts.dataset import DatasetDescription
+from samunet.artifacts.method import DecoderMethod, EncoderMethod, Fusion, Lora, NoDepth, PromptMethod
 from samunet.artifacts.plan import (
     Budget,
     ChannelNormalization,
     Configuration,
+    Decay,
     Decided,
     Frame,
     IntensityMap,
+    LossWeights,
     Plan,
     Recipe,
 )
@@ -38,19 +41,29 @@ def decided(value: Any) -> Decided[Any]:
     return Decided(value=value, reason="chosen for a test")
 
 
+def lora_encoder(rank: int = 4, targets: tuple[str, ...] = ("q", "v")) -> EncoderMethod:
+    """An encoder that trains low-rank adapters only."""
+    return EncoderMethod(train="adapters", adapters=(Lora(rank=rank, targets=targets),))
+
+
 def make_recipe(**changes: Any) -> Recipe:
     """A recipe of a very small model."""
     values: dict[str, Any] = {
         "backbone": "vit_t_xs",
         "input_size": 64,
         "tile_vox": 32,
-        "encoder_tuning": "full",
-        "lora_rank": 4,
-        "lora_targets": ("q", "v"),
+        "encoder": EncoderMethod(train="full"),
+        "depth": NoDepth(),
+        "decoder": DecoderMethod(),
+        "prompts": PromptMethod(),
+        "fusion": Fusion(),
+        "attention": "upstream",
         "intensity_map": IntensityMap(kind="identity"),
+        "loss": LossWeights(),
         "learning_rate": 1e-3,
         "weight_decay": 0.05,
         "warmup_steps": 2,
+        "decay": Decay(),
         "batch_size": 4,
         "accumulation_steps": 1,
         "iterations": 3,
@@ -59,6 +72,7 @@ def make_recipe(**changes: Any) -> Recipe:
         "precision": "fp32",
         "checkpointing": False,
         "ema_decay": 0.9,
+        "augmentation": "full",
         "foreground_fraction": 0.5,
         "memory_gib": 1.0,
     }
@@ -72,6 +86,7 @@ def make_plan(
     channel_names: Sequence[str] = ("MRI",),
     spacing: tuple[float | None, float, float] = (None, 1.0, 1.0),
     context: int = 0,
+    slab_depth: int = 1,
     mirror: Sequence[str] = ("left-right",),
     frame: Frame | None = None,
     recipes: dict[str, dict[str, Recipe]] | None = None,
@@ -82,7 +97,7 @@ def make_plan(
     configuration = Configuration(
         spacing=decided(spacing),
         context_slices=decided(context),
-        slab_depth=decided(1),
+        slab_depth=decided(slab_depth),
         channels=decided(channels),
         tile_overlap=decided(0.5),
         recipes=recipes or {"none": {"cpu": make_recipe(), "gpu": make_recipe()}},

@@ -14,13 +14,20 @@ from typing import Any
 from pydantic import Field
 
 from samunet.artifacts.dataset import DatasetDescription
-from samunet.artifacts.plan import IntensityMap, Plan, ResolvedRecipe
+from samunet.artifacts.method import Method
+from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, Plan, ResolvedRecipe
 from samunet.core.config import Schema, parse_schema
 from samunet.core.errors import CheckpointError, ConfigError
 from samunet.core.files import atomic_path
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 ENDING = ".safetensors"
+RECIPE_SCHEMAS: dict[str, type[Schema]] = {
+    "method": Method,
+    "intensity_map": IntensityMap,
+    "loss": LossWeights,
+    "decay": Decay,
+}
 
 
 class BaseWeights(Schema):
@@ -82,8 +89,8 @@ class Manifest(Schema):
     def resolved_recipe(self) -> ResolvedRecipe:
         """The recipe as the code that builds models takes it."""
         values = dict(self.recipe)
-        values["intensity_map"] = parse_schema(IntensityMap, values["intensity_map"])
-        values["lora_targets"] = tuple(values["lora_targets"])
+        for name, schema in RECIPE_SCHEMAS.items():
+            values[name] = parse_schema(schema, values[name])
         return ResolvedRecipe(**values)
 
 

@@ -12,6 +12,7 @@ WINDOW_TOKENS = 14
 SIZE_STEP = TOKEN_SIZE * WINDOW_TOKENS
 DECODER_STRIDE = 4
 PROMPT_DIM = 256
+STOCK_TOKENS = 4
 
 
 class SamSpec(Schema):
@@ -28,7 +29,7 @@ class SamSpec(Schema):
         stage_depths: Blocks per stage (tiny_vit).
         stage_heads: Attention heads per stage (tiny_vit).
         stage_windows: Attention window per stage (tiny_vit).
-        pretrained: Kinds of weights that exist for it.
+        pretrained: Kinds of weights it may start from.
     """
 
     name: str
@@ -92,7 +93,7 @@ SPECS: dict[str, SamSpec] = {
             depth=6,
             num_heads=6,
             global_blocks=(2, 5),
-            pretrained=("ssl",),
+            pretrained=("sam", "medsam", "ssl"),
         ),
         SamSpec(
             name="vit_t_xs",
@@ -103,7 +104,7 @@ SPECS: dict[str, SamSpec] = {
             stage_depths=(1, 1, 2, 1),
             stage_heads=(1, 2, 3, 4),
             stage_windows=(7, 7, 14, 7),
-            pretrained=("ssl",),
+            pretrained=("mobile_sam", "sam", "medsam", "ssl"),
         ),
     )
 }

@@ -10,8 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from samunet.artifacts.method import (
+    DecoderMethod,
+    Depth,
+    EncoderMethod,
+    Fusion,
+    Method,
+    PromptMethod,
+    faults_of,
+    faults_with_weights,
+)
 from samunet.artifacts.model_spec import SPECS, TOKEN_SIZE
 from samunet.core.config import Schema, load_schema, save_schema
 from samunet.core.errors import ConfigError
@@ -19,15 +29,17 @@ from samunet.core.files import sha256_json
 from samunet.core.geometry import ANATOMICAL_AXES, AxisOperation, Geometry, SpacingTriple, canonical_operation
 from samunet.core.labels import LabelSpec
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 WEIGHTS_KINDS = ("sam", "medsam", "mobile_sam", "ssl", "none")
 DEVICE_CLASSES = ("gpu", "cpu")
+METHOD_PARTS = ("encoder", "depth", "decoder", "prompts", "fusion")
 
 WeightsKind = Literal["sam", "medsam", "mobile_sam", "ssl", "none"]
 DeviceClass = Literal["gpu", "cpu"]
-EncoderTuning = Literal["full", "lora", "frozen"]
+AttentionKind = Literal["upstream", "folded_global", "folded"]
+Augmentation = Literal["full", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Scheme = Literal["zscore", "ct", "rgb_to_01", "rescale_to_01", "none"]
+Scheme = Literal["zscore", "ct", "rgb_to_01", "rescale_to_01", "window_to_01", "percentiles_to_01", "none"]
 
 ValueType = TypeVar("ValueType")
 
@@ -77,8 +89,8 @@ class ChannelNormalization(Schema):
         use_nonzero_mask: Restrict mean and standard deviation to nonzero voxels, and leave the rest at zero.
         mean: Foreground mean of the dataset (scheme "ct").
         std: Foreground standard deviation of the dataset (scheme "ct").
-        lower: Clip below (scheme "ct": percentile 0.5 of the foreground).
-        upper: Clip above (scheme "ct": percentile 99.5 of the foreground).
+        lower: Clip below (scheme "ct": percentile 0.5 of the foreground; "window_to_01": lower end of the window).
+        upper: Clip above (scheme "ct": percentile 99.5 of the foreground; "window_to_01": upper end).
     """
 
     scheme: Scheme
@@ -93,44 +105,73 @@ class IntensityMap(Schema):
     """The one map from stored intensities to what the encoder sees.
 
     Stored values are clipped to [lower, upper] and scaled to [0, 1]; "sam_pixels" goes on to [0, 255] and SAM's pixel
-    statistics. "identity" changes nothing and has no bounds.
+    statistics. "identity" changes nothing; it and "unit_per_slice" have no bounds.
 
     Args:
-        kind: "identity" for random weights, "sam_pixels" for SAM's pixel statistics, "unit" for [0, 1] (MedSAM).
+        kind: "identity" for random weights, "sam_pixels" for SAM's pixel statistics, "unit" for [0, 1],
+            "unit_per_slice" for [0, 1] with each slice's own extremes after the clip (MedSAM).
         lower: Per image channel; neighbouring slices share their channel's.
         upper: Per image channel.
     """
 
-    kind: Literal["identity", "sam_pixels", "unit"]
+    kind: Literal["identity", "sam_pixels", "unit", "unit_per_slice"]
     lower: tuple[float, ...] = ()
     upper: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _bounded(self) -> IntensityMap:
-        if len(self.lower) != len(self.upper) or (self.kind != "identity") != bool(self.lower):
-            raise ValueError(
-                f"{self.kind} needs {'no bounds' if self.kind == 'identity' else 'lower and upper bounds'}"
-            )
+        unbounded = self.kind in ("identity", "unit_per_slice")
+        if len(self.lower) != len(self.upper) or unbounded == bool(self.lower):
+            raise ValueError(f"{self.kind} needs {'no bounds' if unbounded else 'lower and upper bounds'}")
         return self
+
+
+class LossWeights(Schema):
+    """Weights of the loss's two parts.
+
+    Args:
+        cross_entropy: Of cross-entropy (binary for regions and prompted masks).
+        dice: Of 1 - soft Dice.
+    """
+
+    cross_entropy: float = Field(default=1.0, ge=0)
+    dice: float = Field(default=1.0, ge=0)
+
+
+class Decay(Schema):
+    """How the learning rate falls over a run, after the warm-up.
+
+    Args:
+        kind: (1 - progress) ** power, half a cosine, or not at all.
+        power: Of the polynomial.
+    """
+
+    kind: Literal["polynomial", "cosine", "constant"] = "polynomial"
+    power: float = Field(default=0.9, gt=0)
 
 
 class Recipe(Schema):
     """What is trained and how, for one kind of weights on one class of device.
 
     Sizes: ``tile_vox`` voxels of a slice are zoomed to ``input_size`` encoder pixels; slices larger than a tile are
-    tiled, smaller ones are zero padded.
+    tiled, smaller ones are zero padded. encoder, depth, decoder, prompts and fusion together are the method.
     """
 
     backbone: Decided[str]
     input_size: Decided[int]
     tile_vox: Decided[int]
-    encoder_tuning: Decided[EncoderTuning]
-    lora_rank: Decided[int]
-    lora_targets: Decided[tuple[str, ...]]
+    encoder: Decided[EncoderMethod]
+    depth: Decided[Depth]
+    decoder: Decided[DecoderMethod]
+    prompts: Decided[PromptMethod]
+    fusion: Decided[Fusion]
+    attention: Decided[AttentionKind]
     intensity_map: Decided[IntensityMap]
+    loss: Decided[LossWeights]
     learning_rate: Decided[float]
     weight_decay: Decided[float]
     warmup_steps: Decided[int]
+    decay: Decided[Decay]
     batch_size: Decided[int]
     accumulation_steps: Decided[int]
     iterations: Decided[int]
@@ -139,6 +180,7 @@ class Recipe(Schema):
     precision: Decided[Precision]
     checkpointing: Decided[bool]
     ema_decay: Decided[float]
+    augmentation: Decided[Augmentation]
     foreground_fraction: Decided[float]
     memory_gib: Decided[float]
 
@@ -153,14 +195,19 @@ class Recipe(Schema):
     def _consistent(self) -> Recipe:
         if self.input_size.value % TOKEN_SIZE or self.input_size.value <= 0:
             raise ValueError(f"input_size {self.input_size.value} is not a positive multiple of {TOKEN_SIZE}")
-        for name in ("tile_vox", "batch_size", "accumulation_steps", "iterations", "epochs", "lora_rank"):
+        for name in ("tile_vox", "batch_size", "accumulation_steps", "iterations", "epochs"):
             if getattr(self, name).value < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name).value}")
         if self.learning_rate.value <= 0:
             raise ValueError(f"learning_rate must be positive, found {self.learning_rate.value}")
-        if not set(self.lora_targets.value) <= {"q", "k", "v", "o"} or not self.lora_targets.value:
-            raise ValueError(f"lora_targets must be among q, k, v, o, found {self.lora_targets.value}")
+        faults = faults_of(self.method_parts())
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
+
+    def method_parts(self) -> Method:
+        """The method, unchecked."""
+        return Method.model_construct(**{part: getattr(self, part).value for part in METHOD_PARTS})
 
 
 class Configuration(Schema):
@@ -172,6 +219,7 @@ class Configuration(Schema):
         slab_depth: Slices of one volume that see each other (1: none).
         channels: How the slice's channels become the encoder's three.
         tile_overlap: Fraction by which neighbouring tiles overlap.
+        normalization: Per channel, where it is not the plan's (a method with a convention of its own).
         recipes: Kind of weights to device class to recipe.
     """
 
@@ -180,7 +228,28 @@ class Configuration(Schema):
     slab_depth: Decided[int]
     channels: Decided[Literal["neighbours", "repeat", "direct", "projection"]]
     tile_overlap: Decided[float]
+    normalization: Decided[tuple[ChannelNormalization, ...]] | None = None
     recipes: dict[WeightsKind, dict[DeviceClass, Recipe]]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Configuration:
+        faults = [
+            f"recipe {kind} on {device}: {text}"
+            for kind, devices in self.recipes.items()
+            for device, recipe in devices.items()
+            for text in [*faults_with_weights(recipe.method_parts(), kind), *self._depth_faults(recipe)]
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _depth_faults(self, recipe: Recipe) -> list[str]:
+        depth = self.slab_depth.value
+        if depth > 1 and recipe.depth.value.kind == "none":
+            return [f"slabs of {depth} slices need a depth mechanism: set depth.kind, or slab_depth to 1"]
+        if recipe.batch_size.value % depth or recipe.batch_size.value < depth:
+            return [f"batch_size {recipe.batch_size.value} is not a multiple of slab_depth {depth}: change one"]
+        return []
 
 
 class Budget(Schema):
@@ -263,13 +332,18 @@ class Plan(Schema):
             raise ConfigError("no such configuration", expected=f"one of {', '.join(self.configurations)}", found=name)
         return self.configurations[name]
 
+    def normalization_of(self, configuration: str | None = None) -> tuple[ChannelNormalization, ...]:
+        """How the channels of a configuration are normalized."""
+        own = self.configuration(configuration).normalization
+        return (self.normalization if own is None else own).value
+
     def store_spec(self, configuration: str) -> dict[str, Any]:
         """All that the preprocessed voxels of a configuration depend on: no weights, device or input size."""
         chosen = self.configuration(configuration)
         return {
             "frame": self.frame.value.model_dump(mode="json"),
             "spacing": list(chosen.spacing.value),
-            "normalization": [n.model_dump(mode="json") for n in self.normalization.value],
+            "normalization": [n.model_dump(mode="json") for n in self.normalization_of(configuration)],
             "labels": self.labels,
             "regions_class_order": self.regions_class_order,
             "format": 1,
@@ -291,13 +365,15 @@ class ResolvedRecipe:
     backbone: str
     input_size: int
     tile_vox: int
-    encoder_tuning: str
-    lora_rank: int
-    lora_targets: tuple[str, ...]
+    method: Method
+    slab_depth: int
+    attention: str
     intensity_map: IntensityMap
+    loss: LossWeights
     learning_rate: float
     weight_decay: float
     warmup_steps: int
+    decay: Decay
     batch_size: int
     accumulation_steps: int
     iterations: int
@@ -306,6 +382,7 @@ class ResolvedRecipe:
     precision: str
     checkpointing: bool
     ema_decay: float
+    augmentation: str
     foreground_fraction: float
     memory_gib: float
 
@@ -326,8 +403,19 @@ def resolve_recipe(configuration: Configuration, weights_kind: str, device_class
             todo="plan again, or choose other weights",
         )
     recipe: Recipe = by_device[device_class]
-    values = {name: getattr(recipe, name).value for name in type(recipe).model_fields}
-    return ResolvedRecipe(weights_kind=weights_kind, device_class=device_class, **values)
+    return strip_reasons(recipe, weights_kind, device_class, slab_depth=configuration.slab_depth.value)
+
+
+def strip_reasons(recipe: Recipe, weights_kind: str, device_class: str, *, slab_depth: int) -> ResolvedRecipe:
+    """A recipe's values."""
+    values = {name: getattr(recipe, name).value for name in type(recipe).model_fields if name not in METHOD_PARTS}
+    return ResolvedRecipe(
+        weights_kind=weights_kind,
+        device_class=device_class,
+        method=recipe.method_parts(),
+        slab_depth=slab_depth,
+        **values,
+    )
 
 
 def load_plan(path: Path) -> Plan:

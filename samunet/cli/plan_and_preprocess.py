@@ -29,6 +29,13 @@ def build_parser() -> CommandParser:
         "-d", dest="datasets", nargs="+", required=True, metavar="DATASET", help="ids, names or paths of raw datasets"
     )
     parser.add_argument(
+        "-c",
+        dest="configurations",
+        nargs="+",
+        metavar="CONFIG",
+        help="configurations to preprocess (default: all but those with intensities of their own)",
+    )
+    parser.add_argument(
         "-np", "--processes", type=positive_count, default=_default_processes(), metavar="N", help="processes"
     )
     parser.add_argument(
@@ -75,6 +82,7 @@ def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) 
         skip_bad_cases=options.skip_bad_cases,
         overwrite_plan=options.overwrite_plan,
         verify=not options.no_verify,
+        configurations=options.configurations,
         reporter=reporter,
     )
     reporter.info(explain(result.plan, result.fingerprint) if options.explain else summary(result.plan))

@@ -33,6 +33,12 @@ def build_parser() -> CommandParser:
         "-npp", dest="readers", type=positive_count, default=1, help="cases read and preprocessed ahead"
     )
     parser.add_argument("-nps", dest="writers", type=positive_count, default=1, help="masks written at the same time")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="prompts.json: boxes and points per image, for promptable models"
+    )
+    parser.add_argument(
+        "--disable_propagation", action="store_true", help="segment prompted objects on the marked slices only"
+    )
     add_workspace_flags(parser)
     return parser
 
@@ -45,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if (options.dataset is None) == (options.model is None):
         raise UsageError("name the model with either -d DATASET or -m FOLDER")
+    if options.disable_propagation and options.prompts is None:
+        raise UsageError("--disable_propagation is about prompts", todo="give --prompts too, or leave it out")
     from samunet.pipeline.predict import PredictionRequest, predict
     from samunet.pipeline.selection import choose_model_folder
 
@@ -71,6 +79,8 @@ def _run(options: argparse.Namespace) -> int:
             resume=options.continue_prediction,
             readers=options.readers,
             writers=options.writers,
+            prompts=options.prompts,
+            propagate=not options.disable_propagation,
         ),
         reporter=reporter,
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from typing import Any
 
+from samunet.artifacts.model_spec import SPECS
 from samunet.cli.arguments import (
     CommandParser,
     add_workspace_flags,
@@ -17,12 +20,58 @@ from samunet.cli.arguments import (
 from samunet.cli.render import TerminalReporter, run_command
 
 
+class ListPresets(argparse.Action):
+    """Shows every preset with its backbone, weights, method and source."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Show and leave."""
+        from samunet.artifacts.method import summarise
+        from samunet.planners.presets import PRESETS
+
+        rows = [("auto", "planned", "given", "what the plan composes from the facts")]
+        rows += [(p.name, p.backbone, p.weights, f"{summarise(p.method)} ({p.source})") for p in PRESETS.values()]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        reporter = TerminalReporter()
+        for row in rows:
+            reporter.info("  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[3]]))
+        parser.exit()
+
+
+def method_change(text: str) -> tuple[str, Any]:
+    """``PATH=VALUE`` with a JSON value; what is no JSON is taken as a word."""
+    path, separator, value = text.partition("=")
+    if not (separator and path and value):
+        raise argparse.ArgumentTypeError(f"expected PATH=VALUE, found '{text}'")
+    try:
+        return path, json.loads(value)
+    except json.JSONDecodeError:
+        return path, value
+
+
 def build_parser() -> CommandParser:
     """The command's flags."""
     parser = CommandParser("samunet_train", "Fine-tune SAM on one fold of a planned dataset, then validate it.")
     parser.add_argument("dataset", metavar="DATASET", help="id, name or path")
     parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
     parser.add_argument("-c", dest="configuration", metavar="CONFIG", help="configuration (default: the recommended)")
+    parser.add_argument("--preset", default="auto", help="a published method (default: auto, the plan's own)")
+    parser.add_argument("--list-presets", action=ListPresets, help="show all presets and exit")
+    parser.add_argument("--backbone", choices=tuple(SPECS), help="another image encoder than planned or published")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        type=method_change,
+        metavar="PATH=VALUE",
+        help="change the method, as encoder.adapters.0.rank=8 (repeatable)",
+    )
+    parser.add_argument(
+        "--recipe", choices=("plan", "published"), default="plan", help="whose size and schedule a preset takes"
+    )
     parser.add_argument(
         "--weights", default="auto", help="auto (SAM's official file), none (random), a file, or KIND:FILE"
     )
@@ -40,7 +89,13 @@ def build_parser() -> CommandParser:
     schedule.add_argument("--batch-size", type=positive_count, help="slices per optimizer step")
     schedule.add_argument("--rank", type=positive_count, help="LoRA rank")
     schedule.add_argument("--seed", type=natural_number, help="seed of initialisation and data (default 12345)")
+    schedule.add_argument("--no-augmentation", action="store_true", help="train on the images as they are")
     run = parser.add_argument_group("the run")
+    run.add_argument(
+        "--cache-embeddings",
+        action="store_true",
+        help="compute a frozen encoder's embeddings once (only with --no-augmentation)",
+    )
     existing = run.add_mutually_exclusive_group()
     existing.add_argument("--c", dest="resume", action="store_true", help="continue the latest checkpoint")
     existing.add_argument("--val", dest="validate_only", action="store_true", help="only validate the final checkpoint")
@@ -68,6 +123,10 @@ def _run(options: argparse.Namespace) -> int:
         dataset=options.dataset,
         fold=options.fold,
         configuration=options.configuration,
+        preset=options.preset,
+        backbone=options.backbone,
+        changes=dict(options.changes),
+        published=options.recipe == "published",
         weights=options.weights,
         device=options.device,
         epochs=options.epochs,
@@ -83,6 +142,8 @@ def _run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         validate_only=options.validate_only,
         mirror=not options.disable_tta,
+        augment=not options.no_augmentation,
+        cache_embeddings=options.cache_embeddings,
     )
     result = train(request, workspace, reporter=reporter)
     if result.report is None:

@@ -21,12 +21,16 @@ def map_intensities(image: Tensor, intensity_map: IntensityMap) -> Tensor:
     Args:
         image: (B, C, V, V) as stored.
         intensity_map: "identity" changes nothing; "unit" maps [lower, upper] to [0, 1]; "sam_pixels" maps it to
-            [0, 255] and then to SAM's pixel statistics (of each colour for three channels, their mean otherwise).
+            [0, 255] and then to SAM's pixel statistics (of each colour for three channels, their mean otherwise);
+            "unit_per_slice" maps each channel of each slice to [0, 1] by its own extremes.
 
     Source: Segment Anything (Kirillov 2023), preprocessing; MedSAM (Ma 2024) for [0, 1].
     """
     if intensity_map.kind == "identity":
         return image
+    if intensity_map.kind == "unit_per_slice":
+        lowest, highest = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
+        return (image - lowest) / (highest - lowest).clamp(min=1e-8)
     channels = image.shape[1]
     lower = _per_channel(intensity_map.lower, channels, image)
     upper = _per_channel(intensity_map.upper, channels, image)

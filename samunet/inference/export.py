@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from samunet.artifacts.dataset import Case
+from samunet.artifacts.prompts import CasePrompts
 from samunet.core.errors import DataError, SamunetError
 from samunet.core.files import atomic_path
 from samunet.core.log import Reporter
@@ -32,6 +33,8 @@ def predict_cases(
     save_probabilities: bool = False,
     readers: int = 1,
     writers: int = 1,
+    prompts: Mapping[str, CasePrompts] | None = None,
+    propagate: bool = True,
 ) -> dict[str, SamunetError | None]:
     """Predict cases one after the other; reading ahead and writing behind run in threads.
 
@@ -44,6 +47,8 @@ def predict_cases(
         save_probabilities: Also write float16 probabilities (T, Z, Y, X) under the key "probabilities".
         readers: Cases read and preprocessed ahead.
         writers: Masks written at the same time.
+        prompts: Per case what to segment, for a promptable model; a case without any fails.
+        propagate: Follow prompted objects to the slices beside the marked ones.
 
     What an earlier run left for these cases is deleted first, so no old mask can pass for a new one; the mask is
     written last.
@@ -57,27 +62,30 @@ def predict_cases(
     def load(case: Case) -> Loaded:
         for stale in (output / f"{case.name}{ending}", output / f"{case.name}.npz"):
             stale.unlink(missing_ok=True)
+        if prompts is not None and case.name not in prompts:
+            raise DataError("there are no prompts for this case", todo="add it to the prompts' file")
         volume = read_volume(case.images, case=case.name)
         return volume, predictor.preprocess(volume, name=case.name)
 
-    def save(case: Case, volume: Volume, restored: Restored) -> None:
-        if restored.probabilities is not None:
-            with atomic_path(output / f"{case.name}.npz") as temporary, temporary.open("wb") as stream:
-                np.savez_compressed(stream, probabilities=restored.probabilities)
-        write_labels(output / f"{case.name}{ending}", restored.labels, like=volume)
+    def segment(case: Case, volume: Volume, prepared: PreprocessedCase) -> Restored:
+        kept = {"with_probabilities": save_probabilities}
+        if prompts is None:
+            return predictor.predict_preprocessed(prepared.data, prepared.record, **kept)
+        wanted = prompts[case.name]
+        return predictor.predict_prompted_preprocessed(prepared, volume.geometry, wanted, propagate=propagate, **kept)
 
     with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(writers) as writing:
         loaded = _ahead(reading, load, cases, lead=readers)
         for case, future in reporter.track(loaded, total=len(cases), what="predicting"):
             try:
                 volume, prepared = future.result()
-                restored = predictor.predict_preprocessed(
-                    prepared.data, prepared.record, with_probabilities=save_probabilities
-                )
+                restored = segment(case, volume, prepared)
             except Exception as error:
                 outcomes[case.name] = _as_error(error, case)
                 continue
-            written[case.name] = writing.submit(save, case, volume, restored)
+            written[case.name] = writing.submit(
+                _save, restored, volume, output / f"{case.name}{ending}", output / f"{case.name}.npz"
+            )
             outcomes[case.name] = None
             _wait_for_all_but(written, 2 * writers)
     for case in cases:
@@ -85,6 +93,13 @@ def predict_cases(
         if failure is not None:
             outcomes[case.name] = _as_error(failure, case)
     return outcomes
+
+
+def _save(restored: Restored, volume: Volume, mask_file: Path, probabilities_file: Path) -> None:
+    if restored.probabilities is not None:
+        with atomic_path(probabilities_file) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, probabilities=restored.probabilities)
+    write_labels(mask_file, restored.labels, like=volume)
 
 
 def _ahead(

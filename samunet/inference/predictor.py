@@ -10,10 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from samunet.artifacts.plan import Configuration, Plan, ResolvedRecipe
+from samunet.artifacts.prompts import Prompt
 from samunet.artifacts.store import CaseRecord
+from samunet.core.errors import UsageError
 from samunet.core.geometry import Geometry
 from samunet.core.volume import Volume
 from samunet.inference.loading import Member, choose_folds, load_members
+from samunet.inference.prompt_geometry import place_prompts
+from samunet.inference.prompted import PromptedOptions, PromptedPredictor
 from samunet.inference.restore import Restored, restore
 from samunet.inference.sliding import SlidingOptions, SlidingPredictor
 from samunet.inference.tta import mirror_axes
@@ -92,7 +96,11 @@ class Predictor:
             data: (C, S, H, W) as stored.
             record: How it was preprocessed.
             with_probabilities: Also return probabilities.
+
+        Raises:
+            UsageError: If the model segments only what prompts point at.
         """
+        self.check_prompts(given=False)
         axes = mirror_axes(self.plan.mirror_axes.value, record.anatomical_axes) if self._mirror else ()
         options = SlidingOptions(
             context=self.configuration.context_slices.value,
@@ -101,9 +109,85 @@ class Predictor:
             batch_size=self._batch_size,
             device=self._device,
             precision=usable_precision(self.recipe, self._device),
+            slab_depth=self.recipe.slab_depth,
         )
         logits = SlidingPredictor(self._models, self.recipe, options).slices(data)
         return restore(logits, record, self.plan.label_spec, with_probabilities=with_probabilities)
+
+    def check_prompts(self, *, given: bool) -> None:
+        """Refuse prompts for a model that takes none, and a model that needs them without."""
+        method = self.recipe.method
+        if given and not method.promptable:
+            raise UsageError(
+                "this model segments its classes by itself and takes no prompts",
+                expected=", ".join(self.plan.label_spec.names),
+                todo="predict without prompts, or train with a preset whose prompts.kind is not none",
+            )
+        if method.promptable and not given:
+            raise UsageError(
+                "this model segments what prompts point at",
+                expected=f"prompts ({method.prompts.kind} in training)",
+                found="none",
+                todo="give samunet_predict --prompts prompts.json, or call predict_prompted",
+            )
+
+    def predict_prompted_preprocessed(
+        self,
+        case: PreprocessedCase,
+        geometry: Geometry,
+        prompts: Sequence[Prompt],
+        *,
+        with_probabilities: bool = False,
+        propagate: bool = True,
+    ) -> Restored:
+        """Segment what prompts point at in a preprocessed case.
+
+        Args:
+            case: As :meth:`preprocess` returns it.
+            geometry: Grid of the volume it was made from.
+            prompts: Entries of this case.
+            with_probabilities: Also return probabilities.
+            propagate: Follow objects to the slices beside the marked ones.
+        """
+        self.check_prompts(given=True)
+        labels = self.plan.label_spec
+        objects = place_prompts(prompts, geometry=geometry, record=case.record, labels=labels)
+        options = PromptedOptions(
+            context=self.configuration.context_slices.value,
+            batch_size=self._batch_size,
+            device=self._device,
+            precision=usable_precision(self.recipe, self._device),
+            propagate=propagate,
+        )
+        logits = PromptedPredictor(self._models, self.recipe, options).slices(case.data, objects, labels)
+        return restore(logits, case.record, labels, with_probabilities=with_probabilities)
+
+    def predict_prompted(
+        self,
+        volume: Volume,
+        prompts: Sequence[Prompt],
+        *,
+        with_probabilities: bool = False,
+        propagate: bool = True,
+        name: str = "image",
+    ) -> Restored:
+        """Segment what prompts point at in a volume; the result lies on its grid. Mirrored views are not used.
+
+        Args:
+            volume: (C, Z, Y, X) with the plan's channels.
+            prompts: What is pointed at, in the volume's voxels (i, j, k) = (X, Y, Z) or in RAS+ mm.
+            with_probabilities: Also return (T, Z, Y, X) probabilities.
+            propagate: Follow objects to the slices beside the marked ones.
+            name: For messages.
+
+        Raises:
+            DataError: If the volume or a prompt does not fit; the message lists every such prompt.
+            UsageError: If the model takes no prompts.
+        """
+        case = self.preprocess(volume, name=name)
+        return self.predict_prompted_preprocessed(
+            case, volume.geometry, prompts, with_probabilities=with_probabilities, propagate=propagate
+        )
 
     def predict(self, volume: Volume, *, with_probabilities: bool = False, name: str = "image") -> Restored:
         """Segment a volume; the result lies on its grid.

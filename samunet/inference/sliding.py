@@ -1,13 +1,13 @@
-"""A volume through slice-wise networks: slices and tiles batched, mirrored views and models averaged.
+"""A volume through networks that see slices or slabs: tiles batched, mirrored views and models averaged.
 
-Legend: B batch, C channels, S slices, H W in-plane store grid, T mask tokens, V tile side.
+Legend: B batch, D slices of a slab, C channels, S slices, H W in-plane store grid, T mask tokens, V tile side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import islice, product
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from samunet.artifacts.plan import ResolvedRecipe
 from samunet.inference.encode import gaussian_window, to_encoder, to_store
 from samunet.inference.restore import SliceLogits
 from samunet.inference.tta import mirror_combinations
-from samunet.preprocessing.slicing import Pair, context_indices, cut_tile, tile_positions, tile_windows
+from samunet.preprocessing.slicing import Pair, context_indices, cut_tile, tile_positions, tile_starts, tile_windows
+
+DEPTH_SIGMA = 0.125
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,11 @@ class SlidingOptions:
         context: Neighbouring slices on each side that are input channels.
         tile_overlap: Fraction by which neighbouring tiles overlap.
         mirror_axes: In-plane axes (0 rows, 1 columns) to average mirrored views over; empty for none.
-        batch_size: Tiles per forward.
+        batch_size: Slice tiles per forward, at least one slab.
         device: Where the models are.
         precision: "fp32", "bf16" or "fp16" autocast.
+        slab_depth: Slices that the model sees together.
+        depth_overlap: Fraction by which neighbouring slabs overlap.
     """
 
     context: int
@@ -40,11 +44,15 @@ class SlidingOptions:
     batch_size: int
     device: str
     precision: str
+    slab_depth: int = 1
+    depth_overlap: float = 0.5
 
 
 @dataclass(frozen=True)
 class _Tile:
-    index: int
+    """A tile of a slab: its first slice, its first row and column."""
+
+    first: int
     start: Pair
 
 
@@ -64,7 +72,7 @@ def gather_channels(data: NDArray[np.float32], index: int, context: int) -> NDAr
 
 
 class SlidingPredictor:
-    """Slice-wise prediction of whole volumes with one or several models of the same recipe.
+    """Prediction of whole volumes, slab by slab, with one or several models of the same recipe.
 
     Args:
         models: In eval mode; their logits are averaged.
@@ -81,63 +89,117 @@ class SlidingPredictor:
     def slices(self, data: NDArray[np.float32]) -> Iterator[SliceLogits]:
         """Logits of every slice on the store grid, in order.
 
+        A slice comes as soon as every slab that holds it is done; only the slices of slabs that are not are kept. A
+        volume that is shorter than a slab is one slab of its own depth.
+
         Args:
             data: (C, S, H, W) as stored.
 
         Yields:
             (slice index, (T, H, W) logits on the device).
+
+        Raises:
+            ConfigError: If the overlap is not in [0, 1) or the slab depth is not positive.
         """
-        side, shape = self._recipe.tile_vox, data.shape[2:]
-        starts = tile_positions(shape, side, self._options.tile_overlap)
-        tiles = [_Tile(index, start) for index in range(data.shape[1]) for start in starts]
-        weights = gaussian_window(side).to(self._options.device)
-        for index, group in groupby(self._tiles(data, tiles), key=lambda pair: pair[0].index):
-            yield index, _assemble(group, weights, shape)
+        side, shape, num_slices = self._recipe.tile_vox, data.shape[2:], data.shape[1]
+        firsts = slab_starts(num_slices, self._options.slab_depth, self._options.depth_overlap)
+        corners = tile_positions(shape, side, self._options.tile_overlap)
+        depth = min(self._options.slab_depth, num_slices)
+        weights = gaussian_window(side) * depth_window(depth)[:, None, None]
+        weights = weights.to(self._options.device)
+        stream = self._tiles(data, [_Tile(*place) for place in product(firsts, corners)], depth)
+        unfinished: dict[int, _SliceSum] = {}
+        for first, following in zip(firsts, (*firsts[1:], num_slices), strict=True):
+            for tile, logits in islice(stream, len(corners)):
+                for index, maps, weight in zip(range(first, first + depth), logits, weights, strict=True):
+                    if index not in unfinished:
+                        unfinished[index] = _SliceSum(maps, shape)
+                    unfinished[index].add(maps, weight, tile.start)
+            for index in range(first, following):
+                yield index, unfinished.pop(index).mean()
 
-    def _tiles(self, data: NDArray[np.float32], tiles: Sequence[_Tile]) -> Iterator[tuple[_Tile, Tensor]]:
-        size, side, device = self._options.batch_size, self._recipe.tile_vox, self._options.device
-        inside = np.ones((1, *data.shape[2:]), np.float32)
-        for first in range(0, len(tiles), size):
-            chunk = tiles[first : first + size]
-            image = np.stack([cut_tile(self._channels(data, t.index), t.start, side, fill=0) for t in chunk])
-            valid = np.stack([cut_tile(inside, t.start, side, fill=0) for t in chunk])
-            averaged = self._average(torch.from_numpy(image).to(device), torch.from_numpy(valid).to(device))
-            yield from zip(chunk, averaged, strict=True)
+    def _tiles(self, data: NDArray[np.float32], tiles: Sequence[_Tile], depth: int) -> Iterator[tuple[_Tile, Tensor]]:
+        """Every tile with its logits (D, T, V, V), several to a forward."""
+        size, device = max(1, self._options.batch_size // depth), self._options.device
+        for start in range(0, len(tiles), size):
+            chunk = tiles[start : start + size]
+            image = np.concatenate([self._cut(data, tile, depth) for tile in chunk])
+            valid = np.concatenate([self._inside(data.shape[2:], tile, depth) for tile in chunk])
+            averaged = self._average(torch.from_numpy(image).to(device), torch.from_numpy(valid).to(device), depth)
+            yield from zip(chunk, averaged.reshape(len(chunk), depth, *averaged.shape[1:]).unbind(), strict=True)
 
-    def _channels(self, data: NDArray[np.float32], index: int) -> NDArray[np.float32]:
-        return gather_channels(data, index, self._options.context)
+    def _cut(self, data: NDArray[np.float32], tile: _Tile, depth: int) -> NDArray[np.float32]:
+        """The input channels of a tile's slices: (D, C, V, V)."""
+        places = range(tile.first, tile.first + depth)
+        channels = (gather_channels(data, place, self._options.context) for place in places)
+        return np.stack([cut_tile(array, tile.start, self._recipe.tile_vox, fill=0) for array in channels])
+
+    def _inside(self, shape: Sequence[int], tile: _Tile, depth: int) -> NDArray[np.float32]:
+        """1 inside the image, 0 beyond it: (D, 1, V, V)."""
+        whole = np.ones((depth, 1, *shape), np.float32)
+        return cut_tile(whole, tile.start, self._recipe.tile_vox, fill=0)
 
     @torch.inference_mode()
-    def _average(self, image: Tensor, valid: Tensor) -> Tensor:
-        """Mean logits (B, T, V, V) over mirrored views and models."""
+    def _average(self, image: Tensor, valid: Tensor, depth: int) -> Tensor:
+        """Mean logits (B, T, V, V) over mirrored views and models; the slices of a slab one after another."""
         total: Tensor | None = None
+        slabs = {} if depth == 1 else {"depth": depth}
         for axes in self._views:
             dims = [axis - 2 for axis in axes]
             encoded = to_encoder(image.flip(dims), valid.flip(dims), self._recipe)
             for model in self._models:
                 with autocast(self._options.device, self._options.precision):
-                    logits = model(encoded)
+                    logits = model(encoded, **slabs)
                 mapped = to_store(logits, self._recipe).flip(dims)
                 total = mapped if total is None else total + mapped
         assert total is not None
         return total / (len(self._views) * len(self._models))
 
 
+class _SliceSum:
+    """The weighted sum of the tiles that cover a slice.
+
+    Args:
+        like: (T, V, V) logits of one of them.
+        shape: Rows and columns.
+    """
+
+    def __init__(self, like: Tensor, shape: Sequence[int]) -> None:
+        self._total = like.new_zeros((len(like), *shape))
+        self._covered = like.new_zeros(tuple(shape))
+
+    def add(self, logits: Tensor, weight: Tensor, start: Pair) -> None:
+        """Add logits (T, V, V) with a weight (V, V) where the tile starts."""
+        outer, inner = tile_windows(start, len(weight), self._covered.shape)
+        self._total[(slice(None), *outer)] += logits[(slice(None), *inner)] * weight[inner]
+        self._covered[outer] += weight[inner]
+
+    def mean(self) -> Tensor:
+        """(T, H, W)."""
+        return self._total / self._covered
+
+
+def slab_starts(num_slices: int, depth: int, overlap: float) -> tuple[int, ...]:
+    """First slice of each slab of a volume; one slab where the volume is not deeper than it.
+
+    Args:
+        num_slices: Slices of the volume.
+        depth: Slices of a slab.
+        overlap: Least fraction of a slab that it shares with the next one, in [0, 1).
+
+    Raises:
+        ConfigError: If the overlap is not in [0, 1) or a size is not positive.
+    """
+    return tile_starts(num_slices, min(depth, num_slices), overlap)
+
+
+def depth_window(depth: int) -> Tensor:
+    """(D,) weight of a slab's slices when slabs overlap: a Gaussian around its middle, as wide as that of tiles."""
+    position = torch.arange(depth, dtype=torch.float32) - (depth - 1) / 2
+    return torch.exp(-0.5 * (position / (depth * DEPTH_SIGMA)) ** 2)
+
+
 def autocast(device: str, precision: str) -> torch.autocast:
     """Automatic mixed precision for a device; does nothing for fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.bfloat16)
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=precision != "fp32")
-
-
-def _assemble(group: Iterator[tuple[_Tile, Tensor]], weights: Tensor, shape: Sequence[int]) -> Tensor:
-    """Put the tiles of one slice together: (T, H, W), weighted where they overlap."""
-    total: Tensor | None = None
-    covered = weights.new_zeros(tuple(shape))
-    for tile, logits in group:
-        outer, inner = tile_windows(tile.start, weights.shape[0], shape)
-        if total is None:
-            total = logits.new_zeros((logits.shape[0], *shape))
-        total[(slice(None), *outer)] += logits[(slice(None), *inner)] * weights[inner]
-        covered[outer] += weights[inner]
-    assert total is not None
-    return total / covered

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from samunet.artifacts.model_spec import get_spec
+from samunet.artifacts.method import faults_with_weights
+from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
 from samunet.artifacts.plan import ResolvedRecipe
 from samunet.core.errors import ConfigError
 from samunet.models.channels import build_channel_input
+from samunet.models.decoders.adapters import inject_decoder
+from samunet.models.fusion import FusionUNet
 from samunet.models.loading import LoadReport, load_weights
-from samunet.models.peft.inject import inject
-from samunet.models.peft.lora import LoraInjector
-from samunet.models.peft.protocol import Injector
+from samunet.models.peft.inject import inject_adapters, inject_depth
 from samunet.models.peft.state import validate
-from samunet.models.sam.network import build_network
-from samunet.models.segmentation import FULL, LORA, NETWORK, SegmentationModel
+from samunet.models.sam.attention import fold_attention
+from samunet.models.sam.network import SamNetwork, build_network
+from samunet.models.segmentation import SegmentationModel
 from samunet.models.state import load_trained_state, note_base
 from samunet.models.weights import NONE, WeightsFile
 
@@ -48,24 +50,23 @@ def build_model(
     """Build the model that a recipe describes, ready to be trained.
 
     Args:
-        recipe: Backbone, input size, what trains.
-        num_tokens: Mask tokens T.
+        recipe: Backbone, input size, method.
+        num_tokens: Mask tokens T of the dataset; a promptable model keeps SAM's own instead.
         num_input_channels: Channels of the images given to the model.
         channels: How they become the encoder's three; only "projection" accepts other than three.
         weights: The file of the recipe's kind; None for random weights.
         seed: Decides every random value, whatever torch's global generator is at.
 
     Raises:
-        ConfigError: If the encoder would be frozen at random values, or the weights are not of the recipe's kind.
+        ConfigError: If something would be frozen at random values, or the weights are not of the recipe's kind.
         WeightsError: If the file does not fit.
     """
     _check_weights(recipe, weights)
     initialise = weights is None
-    model, report = _assemble(
+    model, report, base = _assemble(
         recipe, num_tokens, num_input_channels, channels, weights, seed=seed, initialise=initialise
     )
-    covered = {NETWORK + key for key in report.loaded}
-    validate(model, covered=covered, unused=model.unused_parameters())
+    validate(model, covered=base, unused=model.unused_parameters())
     return BuiltModel(model, report)
 
 
@@ -93,14 +94,14 @@ def restore_model(
         WeightsError: If the base does not fit.
     """
     base = weights if needs_base(recipe) else None
-    model, _ = _assemble(recipe, num_tokens, num_input_channels, channels, base, seed=0, initialise=False)
+    model, _, _ = _assemble(recipe, num_tokens, num_input_channels, channels, base, seed=0, initialise=False)
     load_trained_state(model, state)
     return model.eval()
 
 
 def needs_base(recipe: ResolvedRecipe) -> bool:
     """Whether a checkpoint of this recipe is only complete together with its base weights."""
-    return recipe.weights_kind != NONE and recipe.encoder_tuning != FULL
+    return recipe.weights_kind != NONE and recipe.method.encoder.train != "full"
 
 
 def _assemble(
@@ -112,36 +113,49 @@ def _assemble(
     *,
     seed: int,
     initialise: bool,
-) -> tuple[SegmentationModel, LoadReport]:
+) -> tuple[SegmentationModel, LoadReport, set[str]]:
+    """The model, what was loaded, and the names of the tensors that are the base's (positions resized or not)."""
+    method = recipe.method
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(
-            get_spec(recipe.backbone), image_size=recipe.input_size, num_tokens=num_tokens, initialise=initialise
+            get_spec(recipe.backbone),
+            image_size=recipe.input_size,
+            num_tokens=STOCK_TOKENS if method.promptable else num_tokens,
+            upsampler=method.decoder.upsampler,
+            initialise=initialise,
         )
-        inject(network.image_encoder, encoder_injectors(recipe))
+        report = LoadReport(NONE) if weights is None else load_weights(network, weights, keep_heads=method.promptable)
+        tensors = {id(t): name for name, t in network.state_dict(keep_vars=True).items() if name in set(report.loaded)}
+        before = set(network.state_dict())
+        _adapt(network, recipe)
         channel_input = build_channel_input(channels, num_input_channels)
-    report = LoadReport(NONE) if weights is None else load_weights(network, weights)
-    model = SegmentationModel(network, channel_input=channel_input, encoder_tuning=recipe.encoder_tuning)
+        unet = None
+        if method.fusion.kind == "unet":
+            unet = FusionUNet(num_input_channels, num_tokens, width=method.fusion.width)
+    model = SegmentationModel(network, channel_input=channel_input, method=method, unet=unet)
     model.set_checkpointing(recipe.checkpointing)
-    note_base(model, report)
-    return model, report
+    state = model.state_dict(keep_vars=True)
+    base = {name: tensors[id(tensor)] for name, tensor in state.items() if id(tensor) in tensors}
+    note_base(model, {name for name, key in base.items() if key not in report.resized})
+    new = tuple(key for key in network.state_dict() if key not in before and ".base_layer." not in key)
+    if weights is not None:
+        report = replace(report, missing=report.missing + new)
+    return model, report, set(base)
 
 
-def encoder_injectors(recipe: ResolvedRecipe) -> Sequence[Injector]:
-    """What a recipe injects into the encoder."""
-    if recipe.encoder_tuning != LORA:
-        return ()
-    return (LoraInjector(targets=recipe.lora_targets, rank=recipe.lora_rank),)
+def _adapt(network: SamNetwork, recipe: ResolvedRecipe) -> None:
+    """Put the method's modules into a network that holds its weights."""
+    method = recipe.method
+    if recipe.attention != "upstream":
+        fold_attention(network.image_encoder, global_only=recipe.attention == "folded_global")
+    inject_adapters(network.image_encoder, method.encoder.adapters)
+    inject_depth(network.image_encoder, method.depth, max_depth=recipe.slab_depth)
+    if method.fusion.kind == "sam":
+        inject_decoder(network.mask_decoder, method.decoder)
 
 
 def _check_weights(recipe: ResolvedRecipe, weights: WeightsFile | None) -> None:
-    if recipe.encoder_tuning != FULL and (recipe.weights_kind == NONE or weights is None):
-        raise ConfigError(
-            "an encoder with random weights cannot be frozen or adapted: there is nothing to preserve",
-            expected="encoder_tuning = full, or pretrained weights",
-            found=f"encoder_tuning = {recipe.encoder_tuning} with weights = {recipe.weights_kind}",
-            todo="set encoder_tuning to full in the recipe, or give --weights",
-        )
     found = NONE if weights is None else weights.kind
     if found != recipe.weights_kind:
         raise ConfigError(
@@ -150,3 +164,6 @@ def _check_weights(recipe: ResolvedRecipe, weights: WeightsFile | None) -> None:
             found=found,
             todo="take the recipe of these weights: their intensity map differs",
         )
+    faults = faults_with_weights(recipe.method, found)
+    if faults:
+        raise ConfigError("the method does not go with these weights", found="; ".join(faults))

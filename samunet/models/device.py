@@ -9,7 +9,7 @@ from samunet.core.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from samunet.artifacts.plan import ResolvedRecipe
+    from samunet.artifacts.plan import DeviceClass, ResolvedRecipe
 
 Model = TypeVar("Model", bound="nn.Module")
 
@@ -46,12 +46,17 @@ def usable_precision(recipe: ResolvedRecipe, device: str) -> str:
 
 
 def place(model: Model, device: str) -> Model:
-    """Move a model to a device, with its convolutions laid out channels last, which they compute faster in."""
+    """Move a model to a device, with its 2D convolutions laid out channels last, which they compute faster in."""
     import torch
+    from torch import nn
 
-    return model.to(device).to(memory_format=torch.channels_last)
+    model.to(device)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)
+    return model
 
 
-def device_class(device: str) -> str:
+def device_class(device: str) -> DeviceClass:
     """The plan's class of a device: "cpu", or "gpu" for everything else."""
     return "cpu" if device == "cpu" else "gpu"

@@ -6,12 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from samunet.core.errors import WeightsError
 from samunet.models.formats import ENCODER, PublishedTensors, read_published
-from samunet.models.peft.state import adapter_parameters
-from samunet.models.sam.network import CLASS_SPECIFIC
+from samunet.models.sam.network import CLASS_SPECIFIC, SamNetwork, fresh_keys
 from samunet.models.sam.positions import fit_positions
 from samunet.models.weights import NONE, WeightsFile
 
@@ -23,7 +22,8 @@ class LoadReport:
     Args:
         kind: Kind of weights, "none" for random ones.
         loaded: Keys whose value is the file's (resized ones too).
-        missing: Keys that the file does not hold and that start fresh: the adapters.
+        missing: Keys that the file does not hold and that start fresh: adapters, and the decoder of an encoder-only
+            file.
         unexpected: Keys of the file that the network has no place for; always empty, or loading fails.
         reinitialised: Keys that depend on the classes and start fresh although SAM has some of them.
         resized: Positions made for another input size, with what was done.
@@ -61,12 +61,13 @@ class LoadReport:
         )
 
 
-def load_weights(network: nn.Module, file: WeightsFile) -> LoadReport:
+def load_weights(network: SamNetwork, file: WeightsFile, *, keep_heads: bool = False) -> LoadReport:
     """Fill a network from a file; what depends on the classes keeps its random start, whatever the shapes.
 
     Args:
-        network: A SamNetwork, adapters already injected; set to eval mode.
+        network: Before anything is injected; set to eval mode.
         file: The weights, with those of the decoder beside it if it holds only an encoder.
+        keep_heads: Take SAM's own tokens and heads too (a promptable network).
 
     Raises:
         WeightsError: If keys or shapes do not fit exactly; the message lists them.
@@ -75,13 +76,14 @@ def load_weights(network: nn.Module, file: WeightsFile) -> LoadReport:
     tensors, notes = _with_rest(published, file)
     wanted = network.state_dict()
     resized = fit_positions(tensors, wanted, ENCODER)
-    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(CLASS_SPECIFIC)}
-    fresh = tuple(key for key in wanted if key.startswith(CLASS_SPECIFIC))
+    renewed = fresh_keys(network.mask_decoder) + (() if keep_heads else CLASS_SPECIFIC)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(renewed)}
+    fresh = tuple(key for key in wanted if key.startswith(renewed))
     missing = tuple(key for key in wanted if key not in tensors and key not in fresh)
     unexpected = tuple(key for key in tensors if key not in wanted)
-    allowed = set(adapter_parameters(network))
+    allowed: set[str] = set()
     if published.encoder_only and file.rest is None:
-        allowed |= {key for key in wanted if not key.startswith(ENCODER)}
+        allowed = {key for key in wanted if not key.startswith(ENCODER)}
     _check(tensors, wanted, [key for key in missing if key not in allowed], unexpected, file.path)
     network.load_state_dict(tensors, strict=False)
     network.eval()

@@ -1,65 +1,104 @@
 """The trainable model: SAM behind its channel input, with what trains and what stays fixed.
 
-Shapes: B batch, C input channels, S input side, T mask tokens.
+Shapes: B batch, C input channels, S input side, E = 256 channels, T mask tokens.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
-from samunet.core.errors import ConfigError
+from samunet.artifacts.method import Method
+from samunet.models.decoders.adapters import decoder_parameters_to_train
+from samunet.models.decoders.promptable import PromptBatch, predict_prompted
+from samunet.models.decoders.semantic import predict_all_tokens
+from samunet.models.fusion import FusionUNet
 from samunet.models.peft.state import adapter_parameters, freeze_all_but
-from samunet.models.sam.network import NO_MASK_EMBED, UNUSED_HEAD, SamNetwork
+from samunet.models.sam.network import NO_MASK_EMBED, SamNetwork
 
-FULL, LORA, FROZEN = "full", "lora", "frozen"
 NETWORK = "network."
-NO_DECAY_NAMES = ("pos_embed", "rel_pos_", "attention_biases", "iou_token.", "mask_tokens.", "no_mask_embed.")
+ENCODER = f"{NETWORK}image_encoder."
+DECODER = f"{NETWORK}mask_decoder."
+PROMPT_ENCODER = f"{NETWORK}prompt_encoder."
+NO_DECAY_NAMES = (
+    "pos_embed",
+    "rel_pos_",
+    "attention_biases",
+    "iou_token.",
+    "mask_tokens.",
+    "no_mask_embed.",
+    "depth_bias",
+)
 
 
 class SegmentationModel(nn.Module):
-    """SAM that gives one map per class.
+    """SAM that gives one map per class, or one mask per prompt.
 
-    The mask decoder, the "no mask" embedding and the channel input always train; the rest of the prompt encoder and the
-    mask-quality head feed no output here and stay fixed. The encoder trains as ``encoder_tuning`` says.
+    The channel input always trains. The encoder, the mask decoder and the U-Net train as the method says; the "no mask"
+    embedding trains with a decoder that works without prompts. The prompt encoder stays as it is.
 
     Args:
         network: SAM, adapters injected.
         channel_input: What makes three channels of C.
-        encoder_tuning: "full", "lora" (its adapters only) or "frozen".
+        method: What trains.
+        unet: Makes the masks instead of the mask decoder.
     """
 
     def __init__(
-        self, network: SamNetwork, *, channel_input: nn.Module, encoder_tuning: Literal["full", "lora", "frozen"] | str
+        self, network: SamNetwork, *, channel_input: nn.Module, method: Method, unet: FusionUNet | None = None
     ) -> None:
         super().__init__()
-        if encoder_tuning not in (FULL, LORA, FROZEN):
-            raise ConfigError("unknown encoder_tuning", expected="full, lora or frozen", found=encoder_tuning)
         self.network = network
         self.channel_input = channel_input
-        self.encoder_tuning = encoder_tuning
+        self.unet = unet
+        self.method = method
         self.untouched: frozenset[str] = frozenset()
         freeze_all_but(self, self._names_to_train())
         self.train()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """One map per mask token.
+    def forward(self, images: Tensor, *, depth: int = 1) -> Tensor:
+        """One map per class.
 
         Args:
-            images: (B, C, S, S), zoomed and normalised.
+            images: (B, C, S, S), zoomed and normalised; the slices of a slab one after another.
+            depth: Slices per slab.
 
         Returns:
-            Logits (B, T, S/4, S/4).
+            Logits (B, T, S/4, S/4), or (B, T, S, S) of the finer decoders.
         """
-        result: Tensor = self.network(self.channel_input(images))
+        if self.unet is not None:
+            result: Tensor = self.unet(images, self.encode(images, depth=depth))
+            return result
+        return self.decode(self.encode(images, depth=depth))
+
+    def encode(self, images: Tensor, *, depth: int = 1) -> Tensor:
+        """Image embeddings (B, E, S/16, S/16)."""
+        self.network.image_encoder.slab.depth = depth
+        with self._encoder_gradients():
+            result: Tensor = self.network.image_encoder(self.channel_input(images))
         return result
 
+    def decode(self, embeddings: Tensor) -> Tensor:
+        """One map per class of embeddings, without a prompt."""
+        return predict_all_tokens(self.network.prompt_encoder, self.network.mask_decoder, embeddings)
+
+    def prompted(self, embeddings: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+        """Masks of what prompts point at: logits (B, T, S/4, S/4) and their estimated IoU (B, T)."""
+        return predict_prompted(self.network.prompt_encoder, self.network.mask_decoder, embeddings, prompts)
+
     def train(self, mode: bool = True) -> SegmentationModel:
-        """Set the mode; an encoder that is frozen or adapted stays in eval, so that its batch norm does not move."""
+        """Set the mode; an encoder that is frozen or adapted stays in eval, so that its batch norm does not move.
+
+        Its adapters follow the mode (dropout).
+        """
         super().train(mode)
-        if self.encoder_tuning != FULL:
+        if self.method.encoder.train != "full":
             self.network.image_encoder.eval()
+            for module in self.network.image_encoder.modules():
+                if isinstance(module, nn.Dropout):
+                    module.train(mode)
         return self
 
     def set_checkpointing(self, enabled: bool) -> None:
@@ -78,15 +117,41 @@ class SegmentationModel(nn.Module):
                 groups["no_decay" if undecayed else "decay"].append(parameter)
         return groups
 
+    def count_parameters(self) -> dict[str, int]:
+        """Trained parameters of the encoder, the decoder (with the U-Net) and the rest, and their sum."""
+        counts = {"encoder": 0, "decoder": 0, "other": 0}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                decoder = name.startswith((DECODER, "unet."))
+                counts["encoder" if name.startswith(ENCODER) else "decoder" if decoder else "other"] += (
+                    parameter.numel()
+                )
+        return counts | {"total": sum(counts.values())}
+
     def unused_parameters(self) -> set[str]:
         """Names of the parameters that no output depends on."""
-        unused = {n for n, _ in self.named_parameters() if n.startswith(f"{NETWORK}prompt_encoder.")}
-        unused |= {n for n, _ in self.named_parameters() if n.startswith(NETWORK + UNUSED_HEAD)}
-        return unused - {NETWORK + NO_MASK_EMBED}
+        names = {name for name, _ in self.named_parameters()}
+        if self.unet is not None:
+            return {name for name in names if name.startswith((DECODER, PROMPT_ENCODER))}
+        if self.method.promptable:
+            return set()
+        quality = f"{DECODER}iou_prediction_head."
+        return {n for n in names if n.startswith((PROMPT_ENCODER, quality))} - {NETWORK + NO_MASK_EMBED}
+
+    def _encoder_gradients(self) -> AbstractContextManager[object]:
+        """Nothing is recorded in an encoder that is frozen behind an input that does not train either."""
+        trains = any(p.requires_grad for p in self.channel_input.parameters())
+        return torch.no_grad() if self.method.encoder.train == "frozen" and not trains else nullcontext()
 
     def _names_to_train(self) -> set[str]:
-        encoder = f"{NETWORK}image_encoder."
-        names = {n for n, _ in self.named_parameters() if not n.startswith(encoder)} - self.unused_parameters()
-        if self.encoder_tuning == FULL:
-            names |= {n for n, _ in self.named_parameters() if n.startswith(encoder)}
+        every = [name for name, _ in self.named_parameters()]
+        names = {n for n in every if n.startswith(("channel_input.", "unet."))}
+        if self.method.encoder.train == "full":
+            names |= {n for n in every if n.startswith(ENCODER)}
+        if self.unet is None:
+            decoder = self.network.mask_decoder
+            trained = decoder_parameters_to_train(decoder, self.method.decoder, promptable=self.method.promptable)
+            names |= {DECODER + name for name in trained}
+            if not self.method.promptable:
+                names.add(NETWORK + NO_MASK_EMBED)
         return names | set(adapter_parameters(self))

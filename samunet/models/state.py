@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
 from samunet.core.errors import CheckpointError
-from samunet.models.loading import LoadReport
-from samunet.models.segmentation import FULL, NETWORK, SegmentationModel
+from samunet.models.segmentation import SegmentationModel
 
 
-def note_base(model: SegmentationModel, report: LoadReport) -> None:
+def note_base(model: SegmentationModel, names: Collection[str]) -> None:
     """Remember which tensors are the base file's own and stay so.
 
     A fully trained encoder changes its buffers too, so then nothing is left out and the checkpoint needs no base.
+
+    Args:
+        model: With its final ``requires_grad``.
+        names: Tensors whose values are exactly the file's.
     """
-    if model.encoder_tuning == FULL:
+    if model.method.encoder.train == "full":
         return
-    loaded = {NETWORK + key for key in report.loaded if key not in report.resized}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    model.untouched = frozenset(loaded - trained)
+    model.untouched = frozenset(set(names) - trained)
 
 
 def trained_state(model: SegmentationModel) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,7 @@ def plan_and_preprocess(
     skip_bad_cases: bool = False,
     overwrite_plan: bool = False,
     verify: bool = True,
+    configurations: Sequence[str] | None = None,
     reporter: Reporter | None = None,
 ) -> PlanResult:
     """Verify, measure, plan, split and preprocess a dataset; what an earlier run finished is kept.
@@ -76,6 +77,7 @@ def plan_and_preprocess(
         skip_bad_cases: Go on without the cases that verification rejects.
         overwrite_plan: Plan anew, also where a hand-edited plan exists.
         verify: Whether to verify the dataset first.
+        configurations: Which to preprocess; None: all but those with intensities of their own.
         reporter: Receives messages and progress.
 
     Raises:
@@ -93,7 +95,8 @@ def plan_and_preprocess(
     write_json(workspace.description_file(dataset.name), read_json(dataset_folder / "dataset.json"))
     cases = [case.name for case in dataset.training if case.name not in plan.left_out]
     _split(workspace.splits_file(dataset.name), cases, dataset.groups, reporter)
-    stores, failed = _preprocess(dataset, plan, workspace, processes, reporter)
+    chosen = _to_preprocess(plan, configurations)
+    stores, failed = _preprocess(dataset, plan, chosen, workspace, processes, reporter)
     return PlanResult(folder, fingerprint, plan, stores, failed)
 
 
@@ -237,14 +240,22 @@ def _cases_of(splits: Any) -> list[str]:
         return []
 
 
+def _to_preprocess(plan: Plan, wanted: Sequence[str] | None) -> list[str]:
+    """Configurations to preprocess, the recommended one last, so that it names a store that several share."""
+    if wanted is not None:
+        for name in wanted:
+            plan.configuration(name)
+    usual = [name for name, chosen in plan.configurations.items() if chosen.normalization is None]
+    return sorted(usual if wanted is None else wanted, key=lambda name: name == plan.recommended.value)
+
+
 def _preprocess(
-    dataset: RawDataset, plan: Plan, workspace: Workspace, processes: int, reporter: Reporter
+    dataset: RawDataset, plan: Plan, chosen: Sequence[str], workspace: Workspace, processes: int, reporter: Reporter
 ) -> tuple[tuple[Path, ...], dict[str, SamunetError]]:
     """One store per distinct way of preprocessing; configurations that agree share it."""
     from samunet.preprocessing.runner import preprocess_dataset
 
-    recommended_last = sorted(plan.configurations, key=lambda name: name == plan.recommended.value)
-    configurations = {plan.store_key(name): name for name in recommended_last}
+    configurations = {plan.store_key(name): name for name in chosen}
     stores, failed = [], {}
     for key, name in configurations.items():
         store = workspace.store_folder(dataset.name, key)

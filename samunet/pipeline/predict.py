@@ -7,6 +7,7 @@ from pathlib import Path
 
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.prediction import CasePrediction, PredictionReport
+from samunet.artifacts.prompts import CasePrompts, load_prompts
 from samunet.core.config import save_schema
 from samunet.core.errors import UsageError
 from samunet.core.log import Reporter
@@ -32,6 +33,8 @@ class PredictionRequest:
         resume: Keep masks that exist.
         readers: Cases read ahead.
         writers: Masks written at the same time.
+        prompts: prompts.json, for a promptable model.
+        propagate: Follow prompted objects to the slices beside the marked ones.
     """
 
     input: Path
@@ -45,6 +48,8 @@ class PredictionRequest:
     resume: bool = False
     readers: int = 1
     writers: int = 1
+    prompts: Path | None = None
+    propagate: bool = True
 
 
 def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionReport:
@@ -57,6 +62,7 @@ def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionRepo
         raise UsageError("the input folder does not exist", file=request.input)
     if request.input.resolve() == request.output.resolve():
         raise UsageError("input and output are the same folder", file=request.input, todo="give another -o")
+    prompts = None if request.prompts is None else load_prompts(request.prompts)
     predictor = Predictor.from_folder(
         request.model_folder,
         folds=request.folds,
@@ -64,22 +70,25 @@ def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionRepo
         device=request.device,
         mirror=request.mirror,
     )
+    predictor.check_prompts(given=prompts is not None)
     reporter.info(f"model {request.model_folder.name}, fold {', '.join(predictor.folds)}")
     plan = predictor.plan
     cases, findings = list_cases(request.input, num_channels=len(plan.channel_names), ending=plan.file_ending)
     if not cases and not findings:
         raise UsageError("the input folder holds no images", expected=f"*{plan.file_ending}", file=request.input)
     problems = {str(f.case or f.file): f.render() for f in findings}
+    for name in sorted(set(prompts or ()) - {case.name for case in cases} - set(problems)):
+        problems[name] = f"there are prompts for {name} but no image of that name in {request.input}"
     for text in problems.values():
         reporter.warn(text)
     request.output.mkdir(parents=True, exist_ok=True)
-    results = _predict_all(predictor, [c for c in cases if c.name not in problems], request, reporter)
+    results = _predict_all(predictor, [c for c in cases if c.name not in problems], prompts, request, reporter)
     results += [CasePrediction(case=name, status="failed", problem=text) for name, text in problems.items()]
     report = PredictionReport(
         model=request.model_folder.name,
         folds=tuple(predictor.folds),
         checkpoint=request.checkpoint,
-        mirrored=request.mirror,
+        mirrored=request.mirror and prompts is None,
         dataset=plan.dataset,
         cases=tuple(sorted(results, key=lambda r: r.case)),
     )
@@ -88,7 +97,11 @@ def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionRepo
 
 
 def _predict_all(
-    predictor: Predictor, cases: list[Case], request: PredictionRequest, reporter: Reporter
+    predictor: Predictor,
+    cases: list[Case],
+    prompts: dict[str, CasePrompts] | None,
+    request: PredictionRequest,
+    reporter: Reporter,
 ) -> list[CasePrediction]:
     """Predict the cases, grouped by the ending of their masks (that of their images)."""
     results = []
@@ -110,6 +123,8 @@ def _predict_all(
             save_probabilities=request.save_probabilities,
             readers=request.readers,
             writers=request.writers,
+            prompts=prompts,
+            propagate=request.propagate,
         )
         for name, error in outcomes.items():
             if error is not None:

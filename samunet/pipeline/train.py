@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from samunet.artifacts.checkpoint import BaseWeights
+from samunet.artifacts.method import summarise
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import Plan
 from samunet.artifacts.report import EvaluationReport
@@ -21,15 +23,18 @@ from samunet.core.log import Reporter
 from samunet.datasets.raw import load_description
 from samunet.inference.export import predict_cases
 from samunet.inference.loading import num_input_channels
+from samunet.inference.oracle import oracle_settings
 from samunet.inference.predictor import Predictor
 from samunet.models.build import build_model
 from samunet.models.device import place, resolve_device, usable_precision
+from samunet.models.segmentation import SegmentationModel
 from samunet.models.weights import WeightsFile, locate_weights
 from samunet.pipeline.evaluate import evaluate, save_evaluation
+from samunet.pipeline.methods import chosen_weights, run_label
+from samunet.pipeline.oracle import oracle_prompts
 from samunet.pipeline.provenance import describe
 from samunet.pipeline.training_run import (
     CASES_FILE,
-    PRESET,
     RunInputs,
     TrainingRequest,
     planned,
@@ -40,8 +45,11 @@ from samunet.pipeline.training_run import (
     with_length,
 )
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, load_identity, resume, save_result
-from samunet.training.data import Sample, SliceDataset, make_loader
+from samunet.training.data import Sample, Slabs, SliceDataset, make_loader
+from samunet.training.embeddings import EmbeddedSlices, EmbeddingCache, EmbeddingObjective, refuse, why_not
 from samunet.training.events import FoldEvents
+from samunet.training.objective import Objective, SemanticObjective
+from samunet.training.prompted import PromptedDataset, PromptedObjective
 from samunet.training.trainer import RunSettings, Trainer
 
 DEFAULT_SEED = 12345
@@ -102,18 +110,18 @@ def _identify(
     reporter: Reporter,
 ) -> RunIdentity:
     """Find the weights and fix what the run is."""
-    recipe = resolve(request, plan, configuration, device)
-    planned_minutes = resolve(replace(request, minutes=None), plan, configuration, device).minutes
+    recipe = resolve(request, plan, configuration, device, workspace)
+    planned_minutes = resolve(replace(request, minutes=None), plan, configuration, device, workspace).minutes
     if request.minutes and planned_minutes and request.minutes < planned_minutes / 2:
         reporter.warn(
             f"the plan chose its input size for {planned_minutes:g} minutes; for {request.minutes:g}, "
             f"samunet_plan_and_preprocess --minutes {request.minutes:g} may choose a smaller one that learns more"
         )
-    file = locate_weights(request.weights, get_spec(recipe.backbone), reporter=reporter)
+    file = locate_weights(chosen_weights(request), get_spec(recipe.backbone), reporter=reporter)
     return RunIdentity(
         dataset=plan.dataset,
         configuration=configuration,
-        preset=PRESET,
+        preset=run_label(request),
         fold=request.fold,
         recipe=recipe,
         base=_as_base(file),
@@ -156,22 +164,25 @@ def _train(
         weights=identity.weights_file(),
         seed=identity.seed,
     )
-    identity = replace(identity, load_report=built.load_report.as_lists())
+    provenance = {**identity.provenance, "trained_parameters": built.model.count_parameters()}
+    identity = replace(identity, load_report=built.load_report.as_lists(), provenance=provenance)
     _announce(identity, inputs, device, reporter)
     reporter.info(built.load_report.summary())
     settings = RunSettings(
         recipe=recipe,
-        has_regions=labels.has_regions,
         device=device,
         seed=identity.seed,
         minutes=recipe.minutes,
         patience=identity.patience,
     )
     events = _events(identity, inputs, folder, device)
+    model = place(built.model, device)
+    samples = _samples(identity, inputs, model, device, inputs.store.parent, request, reporter)
     trainer = Trainer(
-        place(built.model, device),
+        model,
         settings,
-        make_loader=_loader_factory(identity, inputs, settings, request.num_workers),
+        objective=samples.objective,
+        make_loader=_loader_factory(samples.dataset, settings, request.num_workers),
         events=events,
         reporter=reporter,
     )
@@ -184,7 +195,7 @@ def _train(
             trainer.prolong()
         events.restart_log(trainer.state.history)
         reporter.info(f"continuing at step {trainer.state.step}, {trainer.state.seconds / 60:.1f} minutes in")
-    state = trainer.run()
+    state = trainer.run() if recipe.method.trains_anything else trainer.state
     save_result(folder, "final", trainer, identity)
     reporter.info(
         f"trained {state.step} steps in {trainer.elapsed / 60:.1f} minutes: {checkpoint_file(folder, 'final')}"
@@ -202,22 +213,77 @@ def _events(identity: RunIdentity, inputs: RunInputs, folder: Path, device: str)
     )
 
 
-def _loader_factory(
-    identity: RunIdentity, inputs: RunInputs, settings: RunSettings, num_workers: int | None
-) -> Callable[[int], DataLoader[Sample]]:
-    """What starts the loader after a number of samples already consumed."""
-    dataset = SliceDataset(
+@dataclass(frozen=True)
+class _Samples:
+    """What a run trains on and what it minimises."""
+
+    dataset: Slabs
+    objective: Objective
+
+
+def _samples(
+    identity: RunIdentity,
+    inputs: RunInputs,
+    model: SegmentationModel,
+    device: str,
+    workspace_folder: Path,
+    request: TrainingRequest,
+    reporter: Reporter,
+) -> _Samples:
+    """Slabs of the training cases: as they are, with prompts for one structure each, or as cached embeddings.
+
+    Raises:
+        UsageError: If embeddings are to be cached and cannot be.
+    """
+    recipe, plan = identity.recipe, identity.plan
+    configuration = plan.configuration(identity.configuration)
+    slices = SliceDataset(
         inputs.store,
         inputs.cases.train,
-        plan=identity.plan,
-        recipe=identity.recipe,
-        context=identity.plan.configuration(identity.configuration).context_slices.value,
+        plan=plan,
+        recipe=recipe,
+        context=configuration.context_slices.value,
         seed=identity.seed,
+        augment=recipe.augmentation != "none",
     )
+    if request.cache_embeddings:
+        reason = why_not(recipe, configuration, slices.records)
+        if reason is not None:
+            raise refuse(reason)
+        cache = EmbeddingCache(workspace_folder, embedding_facts(identity, inputs.store))
+        cache.fill(slices, model, device=device, reporter=reporter)
+        objective = EmbeddingObjective(recipe, has_regions=plan.label_spec.has_regions, device=device)
+        return _Samples(EmbeddedSlices(slices, cache), objective)
+    if recipe.method.promptable:
+        prompted = PromptedDataset(slices, labels=plan.label_spec, prompts=recipe.method.prompts, seed=identity.seed)
+        return _Samples(prompted, PromptedObjective(recipe, device=device))
+    return _Samples(slices, SemanticObjective(recipe, has_regions=plan.label_spec.has_regions, device=device))
+
+
+def embedding_facts(identity: RunIdentity, store: Path) -> dict[str, Any]:
+    """All that an embedding depends on."""
+    recipe, configuration = identity.recipe, identity.plan.configuration(identity.configuration)
+    return {
+        "weights": identity.base.model_dump(mode="json", exclude={"file"}),
+        "backbone": recipe.backbone,
+        "input_size": recipe.input_size,
+        "tile_vox": recipe.tile_vox,
+        "intensity_map": recipe.intensity_map.model_dump(mode="json"),
+        "precision": recipe.precision,
+        "context": configuration.context_slices.value,
+        "channels": configuration.channels.value,
+        "store": store.name,
+    }
+
+
+def _loader_factory(
+    dataset: Slabs, settings: RunSettings, num_workers: int | None
+) -> Callable[[int], DataLoader[Sample]]:
+    """What starts the loader after a number of samples already consumed."""
     return partial(
         make_loader,
         dataset,
-        batch_size=identity.recipe.batch_size,
+        batch_size=settings.recipe.batch_size,
         samples_per_epoch=settings.samples_per_epoch,
         num_workers=default_workers(settings.device) if num_workers is None else num_workers,
         pin_memory=settings.device != "cpu",
@@ -233,11 +299,11 @@ def default_workers(device: str) -> int:
 def _announce(identity: RunIdentity, inputs: RunInputs, device: str, reporter: Reporter) -> None:
     recipe = identity.recipe
     limit = f"{recipe.minutes:g} minutes" if recipe.minutes is not None else f"{recipe.epochs} epochs"
-    tuning = f"LoRA rank {recipe.lora_rank}" if recipe.encoder_tuning == "lora" else f"{recipe.encoder_tuning} encoder"
     reporter.info(
         f"{identity.dataset} {identity.configuration}, fold {identity.fold}: {recipe.backbone} at "
-        f"{recipe.input_size} px on tiles of {recipe.tile_vox} voxels, {identity.base.kind} weights, {tuning}, "
-        f"{recipe.batch_size} slices a step, learning rate {recipe.learning_rate:g}, {limit} on {device}; "
+        f"{recipe.input_size} px on tiles of {recipe.tile_vox} voxels, {identity.base.kind} weights, "
+        f"{summarise(recipe.method)}, {recipe.batch_size} slices a step, "
+        f"learning rate {recipe.learning_rate:g}, {limit} on {device}; "
         f"{len(inputs.cases.train)} cases train, {len(inputs.cases.monitor)} monitor, "
         f"{len(inputs.cases.validation)} validate"
     )
@@ -252,11 +318,20 @@ def _validate(
     predictor = Predictor.from_folder(
         folder.parent, folds=[request.fold], checkpoint="final", device=device, mirror=request.mirror
     )
-    output = folder / "validation"
-    output.mkdir(parents=True, exist_ok=True)
     cases = inputs.raw(inputs.cases.validation)
+    oracle = oracle_settings(predictor.plan, predictor.recipe, seed=DEFAULT_SEED)
+    output = folder / ("validation" if oracle is None else f"validation_oracle_{oracle.grade}")
+    output.mkdir(parents=True, exist_ok=True)
+    prompts = None
+    if oracle is not None:
+        reporter.info(
+            f"validation is prompted from the reference (oracle, {oracle.grade}): no user's prompts are that good"
+        )
+        prompts = oracle_prompts({c.name: c.label for c in cases if c.label is not None}, oracle).cases
     ending = predictor.plan.file_ending
-    outcomes = predict_cases(predictor, cases, output, ending=ending, reporter=reporter)
+    outcomes = predict_cases(
+        predictor, cases, output, ending=ending, reporter=reporter, prompts=prompts, propagate=False
+    )
     for error in outcomes.values():
         if error is not None:
             reporter.warn(str(error))

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from samunet.artifacts.dataset import Case, RawDataset
-from samunet.artifacts.plan import Plan, ResolvedRecipe, load_plan, resolve_recipe
+from samunet.artifacts.method import Method, summarise
+from samunet.artifacts.plan import Plan, ResolvedRecipe, load_plan
 from samunet.artifacts.workspace import Workspace, fold_folder
 from samunet.core.errors import StoreError, UsageError
 from samunet.core.files import read_json
 from samunet.datasets.raw import load_raw_dataset
 from samunet.datasets.splits import cases_of_fold, load_or_make_splits, monitor_subset
-from samunet.models.device import device_class, usable_precision
-from samunet.models.weights import AUTO, weights_kind
+from samunet.models.device import usable_precision
+from samunet.models.weights import AUTO
+from samunet.pipeline.methods import chosen_kind, default_configuration, method_recipe, run_label
+from samunet.planners.method_recipes import with_changes
+from samunet.planners.presets import AUTO as AUTO_PRESET
 from samunet.preprocessing.store import CaseStore
 from samunet.training.checkpointing import RunIdentity, checkpoint_file
 
 CASES_FILE = "cases.json"
-PRESET = "auto"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class TrainingRequest:
         dataset: Id, name or path.
         fold: "0" to "4", or "all".
         configuration: Planned configuration.
+        preset: A published method, or "auto" for the plan's own.
+        backbone: Image encoder instead of the planned or published one.
+        changes: Changes of the method, dotted path to JSON value.
+        published: Take the preset's published size and schedule.
         weights: "auto", "none", a path, or KIND:PATH.
         device: "auto", "cpu", "cuda", ...
         epochs: Epochs.
@@ -46,11 +53,17 @@ class TrainingRequest:
         overwrite: Replace an existing run.
         validate_only: Only predict and evaluate the fold's validation cases with the final checkpoint.
         mirror: Average mirrored views in the final validation.
+        augment: Whether to augment.
+        cache_embeddings: Compute a frozen encoder's embeddings once.
     """
 
     dataset: str
     fold: str
     configuration: str | None = None
+    preset: str = AUTO_PRESET
+    backbone: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    published: bool = False
     weights: str = "auto"
     device: str = "auto"
     epochs: int | None = None
@@ -66,6 +79,8 @@ class TrainingRequest:
     overwrite: bool = False
     validate_only: bool = False
     mirror: bool = True
+    augment: bool = True
+    cache_embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +146,7 @@ def planned(request: TrainingRequest, workspace: Workspace) -> tuple[Plan, str]:
     if not plan_file.is_file():
         raise UsageError("this dataset has no plan", file=plan_file, todo=f"samunet_plan_and_preprocess -d {name}")
     plan = load_plan(plan_file)
-    configuration = request.configuration or plan.recommended.value
+    configuration = request.configuration or default_configuration(request, plan)
     plan.configuration(configuration)
     return plan, configuration
 
@@ -144,7 +159,7 @@ def run_folder(request: TrainingRequest, plan: Plan, configuration: str, workspa
     """
     if request.weights == AUTO and (request.resume or request.validate_only):
         wanted = "latest" if request.resume else "final"
-        runs = (workspace.results / plan.dataset).glob(f"{configuration}__{PRESET}__*")
+        runs = (workspace.results / plan.dataset).glob(f"{configuration}__{run_label(request)}__*")
         folders = sorted(fold_folder(run, request.fold) for run in runs)
         existing = [folder for folder in folders if checkpoint_file(folder, wanted).is_file()]
         if len(existing) > 1:
@@ -155,8 +170,8 @@ def run_folder(request: TrainingRequest, plan: Plan, configuration: str, workspa
             )
         if existing:
             return existing[0]
-    kind = weights_kind(request.weights)
-    return fold_folder(workspace.model_folder(plan.dataset, configuration, PRESET, kind), request.fold)
+    kind = chosen_kind(request)
+    return fold_folder(workspace.model_folder(plan.dataset, configuration, run_label(request), kind), request.fold)
 
 
 def read_inputs(request: TrainingRequest, identity: RunIdentity, folder: Path, workspace: Workspace) -> RunInputs:
@@ -182,7 +197,7 @@ def read_inputs(request: TrainingRequest, identity: RunIdentity, folder: Path, w
             file=store,
             expected=f"{len(wanted)} cases",
             found=f"{len(lacking)} are not there, as {', '.join(lacking[:5])}",
-            todo=f"samunet_plan_and_preprocess -d {identity.dataset} (finished cases are skipped)",
+            todo=f"samunet_plan_and_preprocess -d {identity.dataset} -c {identity.configuration}",
         )
     return RunInputs(dataset, store, cases)
 
@@ -195,35 +210,47 @@ def _draw_cases(identity: RunIdentity, dataset: RawDataset, workspace: Workspace
     return RunCases(tuple(name for name in split.train if name not in monitor), monitor, split.val)
 
 
-def resolve(request: TrainingRequest, plan: Plan, configuration: str, device: str) -> ResolvedRecipe:
-    """The plan's recipe for the weights and device, with the command line's overrides.
+def resolve(
+    request: TrainingRequest, plan: Plan, configuration: str, device: str, workspace: Workspace
+) -> ResolvedRecipe:
+    """The recipe for the method, the weights and the device, with the command line's overrides.
 
     Raises:
         UsageError: If an override has no effect on this recipe.
-        ConfigError: If the plan holds no such recipe.
+        ConfigError: If the plan holds no such recipe, or the method does not go with the configuration.
     """
-    kind = weights_kind(request.weights)
-    recipe = resolve_recipe(plan.configuration(configuration), kind, device_class(device))
+    recipe = method_recipe(request, plan, configuration, device, workspace)
     changes: dict[str, Any] = {"precision": usable_precision(recipe, device)}
-    if request.rank is not None and recipe.encoder_tuning != "lora":
-        raise UsageError(
-            "--rank has no effect here: this recipe has no LoRA",
-            expected="a recipe with encoder_tuning lora",
-            found=f"{recipe.encoder_tuning} ({kind} weights on {recipe.device_class})",
-        )
+    if not request.augment:
+        changes["augmentation"] = "none"
+    if request.rank is not None:
+        changes["method"] = _with_rank(recipe.method, request.rank)
     overrides = {
         "iterations": request.iterations,
         "learning_rate": request.learning_rate,
         "batch_size": request.batch_size,
-        "lora_rank": request.rank,
     }
     changes |= {name: value for name, value in overrides.items() if value is not None}
     if request.batch_size is not None:
-        part = -(-recipe.batch_size // recipe.accumulation_steps)
-        changes["accumulation_steps"] = max(1, -(-request.batch_size // part))
+        depth = recipe.slab_depth
+        if request.batch_size % depth:
+            raise UsageError(
+                "--batch-size counts slices and holds whole slabs",
+                expected=f"a multiple of {depth}",
+                found=str(request.batch_size),
+            )
+        part = -(-recipe.batch_size // depth // recipe.accumulation_steps)
+        changes["accumulation_steps"] = max(1, -(-request.batch_size // depth // part))
     if request.iterations is not None and request.minutes is None:
         changes["minutes"] = None
     return with_length(replace(recipe, **changes), request)
+
+
+def _with_rank(method: Method, rank: int) -> Method:
+    ranked = [i for i, adapter in enumerate(method.encoder.adapters) if hasattr(adapter, "rank")]
+    if not ranked:
+        raise UsageError("--rank has no effect here: this method has no low-rank adapters", found=summarise(method))
+    return with_changes(method, {f"encoder.adapters.{index}.rank": rank for index in ranked})
 
 
 def with_length(recipe: ResolvedRecipe, request: TrainingRequest) -> ResolvedRecipe:
@@ -250,6 +277,8 @@ def refuse_changes(request: TrainingRequest, *, length_may_change: bool) -> None
         "--lr": request.learning_rate,
         "--batch-size": request.batch_size,
         "--rank": request.rank,
+        "--recipe": request.published or None,
+        "--no-augmentation": None if request.augment else True,
         "--patience": request.patience,
         "--seed": request.seed,
     }

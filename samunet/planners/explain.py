@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.method import summarise, summarise_encoder
 from samunet.artifacts.plan import Decided, Plan, Recipe
 from samunet.planners.rules import FILE_AXES
 
@@ -107,12 +108,11 @@ def _table(plan: Plan) -> str:
 
 
 def _summarise(recipe: Recipe) -> tuple[str, ...]:
-    tuning = recipe.encoder_tuning.value
     minutes = recipe.minutes.value
     parts = recipe.accumulation_steps.value
     return (
         recipe.backbone.value,
-        f"lora r{recipe.lora_rank.value}" if tuning == "lora" else tuning,
+        summarise(recipe.method_parts()),
         f"{recipe.input_size.value} px",
         f"{recipe.tile_vox.value} vox",
         f"{recipe.batch_size.value}" + (f" in {parts} parts" if parts > 1 else ""),
@@ -127,9 +127,22 @@ def _recipe(weights: str, device: str, recipe: Recipe) -> str:
     pairs = []
     for name in type(recipe).model_fields:
         decided: Decided[Any] = getattr(recipe, name)
-        value = decided.value.kind if name == "intensity_map" else decided.value
-        pairs.append((name, value, decided.reason))
+        pairs.append((name, _short(name, recipe), decided.reason))
     return _rows(f"Recipe for weights '{weights}' on a {device.upper()}", pairs)
+
+
+def _short(name: str, recipe: Recipe) -> Any:
+    """A value in a few words."""
+    value = getattr(recipe, name).value
+    if name == "encoder":
+        return summarise_encoder(value)
+    if name in ("depth", "prompts", "fusion", "intensity_map"):
+        return value.kind
+    if name == "decoder":
+        return value.train
+    if name == "loss":
+        return f"{value.cross_entropy:g} CE + {value.dice:g} Dice"
+    return f"{value.kind} {value.power:g}" if name == "decay" else value
 
 
 def _rows(title: str, pairs: Sequence[tuple[str, Any, str]]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from samunet.artifacts.plan import DeviceClass, EncoderTuning, WeightsKind
+from samunet.artifacts.method import DecoderMethod, Depth, DepthAttention, EncoderMethod, Lora, Method, NoDepth
+from samunet.artifacts.plan import DeviceClass, WeightsKind
 
 BACKBONES: dict[WeightsKind, str] = {
     "sam": "vit_b",
@@ -14,10 +16,11 @@ BACKBONES: dict[WeightsKind, str] = {
     "none": "vit_t",
 }
 SCRATCH_BACKBONE_CPU = "vit_t_xs"
-LORA_TARGETS = ("q", "v")
+LORA_TARGETS: tuple[Literal["q"], Literal["v"]] = ("q", "v")
 LEAST_RANK, MOST_RANK = 4, 8
 FROM_SCRATCH_RATE = 2e-3
 _LORA_RATE, _LORA_RATE_LIMITS = 5e-3, (1e-3, 5e-3)
+_CAREFUL_RATE, _ADAPTER_RATE = 1e-4, 1e-3
 _REFERENCE_BATCH = 24
 _SLICES_FOR_LEAST_RANK, _CLASSES_FOR_LEAST_RANK = 2000, 8
 
@@ -39,17 +42,45 @@ def backbone(weights: WeightsKind, device: DeviceClass) -> tuple[str, str]:
     return BACKBONES[weights], _BACKBONE_REASONS[weights]
 
 
-def encoder_tuning(weights: WeightsKind) -> tuple[EncoderTuning, str]:
+def encoder_method(
+    weights: WeightsKind, num_labelled_slices: int, num_structures: int, *, depth: Depth
+) -> tuple[EncoderMethod, str]:
     """Which part of the encoder trains; the decoder always trains whole.
 
     Source: SAMed (Zhang and Liu 2023): decoder only 67.95, LoRA and whole decoder 81.88 Dice on Synapse.
     """
     if weights == "none":
-        return "full", "random weights hold nothing to preserve, so the whole encoder trains"
-    return "lora", "low-rank adapters keep what the weights know; adapting only the decoder costs about 14 Dice (SAMed)"
+        return EncoderMethod(train="full"), "random weights hold nothing to preserve, so the whole encoder trains"
+    rank, rank_reason = lora_rank(num_labelled_slices, num_structures)
+    reason = (
+        "low-rank adapters keep what the weights know; adapting only the decoder costs about 14 Dice (SAMed); rank: "
+        f"{rank_reason}; q and v: SAMed reaches 81.88 Dice with them, 73.76 with q, 50.93 with q, k, v and output"
+    )
+    if depth.kind != "none":
+        reason += "; the adapters of the depth mechanism train with them"
+    return EncoderMethod(train="adapters", adapters=(Lora(targets=LORA_TARGETS, rank=rank),)), reason
 
 
-def lora_rank(num_labelled_slices: int, num_structures: int, tuning: EncoderTuning = "lora") -> tuple[int, str]:
+def decoder_method(weights: WeightsKind) -> tuple[DecoderMethod, str]:
+    """What of the mask decoder trains.
+
+    Source: SAMed: the whole decoder 81.88, LoRA in it 77.78 Dice on Synapse (finetune-SAM finds the opposite).
+    """
+    if weights == "none":
+        return DecoderMethod(train="full"), "random weights hold nothing to preserve"
+    return DecoderMethod(train="full"), "the whole decoder reaches 81.88 Dice, LoRA in it 77.78 (SAMed)"
+
+
+def depth_mechanism(slab_depth: int) -> tuple[Depth, str]:
+    """How the slices of a slab see each other."""
+    if slab_depth == 1:
+        return NoDepth(), "slices are predicted on their own"
+    return DepthAttention(), (
+        f"attention over the {slab_depth} slices of a slab with the blocks' own weights (Medical SAM Adapter)"
+    )
+
+
+def lora_rank(num_labelled_slices: int, num_structures: int) -> tuple[int, str]:
     """Rank 4 to 8, one more for every doubling of labelled slices or structures beyond a moderate dataset.
 
     Source: SAMed: rank 1, 4, 16 reach 78.26, 81.88, 69.03 Dice.
@@ -57,43 +88,43 @@ def lora_rank(num_labelled_slices: int, num_structures: int, tuning: EncoderTuni
     growth = math.log2(max(1.0, num_labelled_slices / _SLICES_FOR_LEAST_RANK))
     growth += math.log2(max(1.0, num_structures / _CLASSES_FOR_LEAST_RANK))
     rank = min(MOST_RANK, LEAST_RANK + int(growth))
-    unused = "" if tuning == "lora" else "no adapters here; if there were: "
     return rank, (
-        f"{unused}{LEAST_RANK}, and one more per doubling beyond {_SLICES_FOR_LEAST_RANK} labelled slices "
+        f"{LEAST_RANK}, and one more per doubling beyond {_SLICES_FOR_LEAST_RANK} labelled slices "
         f"(here {num_labelled_slices}) or {_CLASSES_FOR_LEAST_RANK} structures (here {num_structures}), "
         f"at most {MOST_RANK}"
     )
 
 
-def lora_targets(tuning: EncoderTuning) -> tuple[tuple[str, ...], str]:
-    """Which attention projections are adapted.
-
-    Source: SAMed: q and v 81.88, q alone 73.76, q, k, v and output 50.93 Dice.
-    """
-    unused = "" if tuning == "lora" else "no adapters here; if there were: "
-    return LORA_TARGETS, f"{unused}SAMed reaches 81.88 Dice with q and v, 73.76 with q, 50.93 with q, k, v and output"
-
-
-def learning_rate(tuning: EncoderTuning, *, weights: WeightsKind, rank: int, batch: int) -> tuple[float, str]:
+def learning_rate(method: Method, *, weights: WeightsKind, batch: int) -> tuple[float, str]:
     """Peak learning rate of AdamW.
 
-    Source: SAMed (5e-3 at rank 4 and batch 24); finetune-SAM and MedSAM (at most 1e-4 for full fine-tuning).
+    Source: SAMed (5e-3 at rank 4 and batch 24); finetune-SAM and MedSAM (at most 1e-4 for full fine-tuning and for
+    models that keep their prompts); MA-SAM (8e-4 for FacT and depth convolutions).
     """
-    if tuning == "lora":
-        low, high = _LORA_RATE_LIMITS
-        raw = _LORA_RATE * (LEAST_RANK / rank) * math.sqrt(batch / _REFERENCE_BATCH)
-        value = float(f"{min(high, max(low, raw)):.2g}")
-        return value, (
-            f"SAMed's {_LORA_RATE:g} at rank {LEAST_RANK} and batch {_REFERENCE_BATCH}, falling with the rank (here "
-            f"{rank}) and with the square root of the batch (here {batch}), within {low:g} to {high:g}"
-        )
     if weights == "none":
-        return FROM_SCRATCH_RATE, "random weights, with warm-up and a clipped gradient: between 0.001 and 0.003, which learn alike"
-    return 1e-4, "pretrained weights that all move need small steps"
+        return FROM_SCRATCH_RATE, (
+            "random weights, with warm-up and a clipped gradient: between 0.001 and 0.003, which learn alike"
+        )
+    if method.fusion.kind == "unet":
+        return FROM_SCRATCH_RATE, "the U-Net starts from random weights"
+    if method.encoder.train == "full" or method.promptable:
+        return _CAREFUL_RATE, "pretrained weights that all move, or prompts that must keep working, need small steps"
+    lora = method.adapter("lora")
+    if lora is None:
+        return _ADAPTER_RATE, "new modules and a fresh head beside fixed weights"
+    low, high = _LORA_RATE_LIMITS
+    projections = max(1.0, len(lora.targets) / len(LORA_TARGETS))
+    raw = _LORA_RATE * (LEAST_RANK / (lora.rank * projections)) * math.sqrt(batch / _REFERENCE_BATCH)
+    value = float(f"{min(high, max(low, raw)):.2g}")
+    return value, (
+        f"SAMed's {_LORA_RATE:g} at rank {LEAST_RANK}, q and v and batch {_REFERENCE_BATCH}, falling with the rank "
+        f"(here {lora.rank}), the number of adapted projections ({len(lora.targets)}) and the square root of the batch (here "
+        f"{batch}), within {low:g} to {high:g}"
+    )
 
 
-def weight_decay(tuning: EncoderTuning) -> tuple[float, str]:
+def weight_decay(method: Method) -> tuple[float, str]:
     """AdamW's weight decay."""
-    if tuning == "lora":
-        return 0.1, "SAMed's, on few trained parameters"
-    return 0.05, "the usual value for transformers trained from random weights"
+    if method.encoder.train == "full":
+        return 0.05, "the usual value for transformers trained from random weights"
+    return 0.1, "SAMed's, on few trained parameters"

@@ -21,6 +21,8 @@ COHERENT = 0.5
 NONZERO_MASK_BELOW = 0.75
 FOREGROUND_FRACTION = 1 / 3
 RARE_FOREGROUND, RARE_FOREGROUND_FRACTION = 0.25, 0.5
+LEAST_SLAB, MOST_SLAB = 3, 5
+MEDSAM_CT_WINDOW = (40.0, 400.0)
 FILE_AXES = ("Z", "Y", "X")
 
 
@@ -203,6 +205,52 @@ def recommended(coherence: float, spacing_mm: float, *, has_neighbours: bool) ->
     if coherence > COHERENT:
         return "2.5d", f"{facts}, above {COHERENT:g}: neighbouring slices help and cost nothing"
     return "2d", f"{facts}, not above {COHERENT:g}: neighbouring slices show something else"
+
+
+def slab_depth(
+    cases: Sequence[CaseFacts], frame: Frame, shapes: Sequence[Triple], spacing_mm: float
+) -> tuple[int, str]:
+    """Slices of a slab: the distance over which labels cohere, to both sides, within limits.
+
+    Args:
+        cases: Facts of the cases of the majority orientation.
+        frame: Axes of processing.
+        shapes: Voxels per case, slices first.
+        spacing_mm: Distance of slices after resampling.
+
+    Returns:
+        1 where volumes have fewer than three slices.
+
+    Source: MA-SAM (Chen et al. 2024): five slices, fewer are worse.
+    """
+    typical = int(median(shape[0] for shape in shapes))
+    if typical < LEAST_SLAB:
+        return 1, f"volumes have {typical} slice{'s' * (typical != 1)}"
+    lengths = [s.coherence_mm[frame.slice_axis] for case in cases for s in case.structures.values()]
+    length = float(median(lengths)) if lengths else 0.0
+    wanted = round(2 * length / spacing_mm)
+    depth = max(LEAST_SLAB, min(MOST_SLAB, wanted, typical))
+    return depth, (
+        f"labels agree with Dice one half over {length:.3g} mm, {wanted} slices of {spacing_mm:.3g} mm to both sides; "
+        f"within {LEAST_SLAB} to {MOST_SLAB} and the {typical} slices of a typical volume"
+    )
+
+
+def medsam_normalization(channel_names: Sequence[str]) -> tuple[tuple[ChannelNormalization, ...], str]:
+    """MedSAM's own intensities: a soft-tissue window for CT, percentiles of the positive voxels otherwise.
+
+    Source: MedSAM (Ma et al., Nature Communications 2024), preprocessing.
+    """
+    level, width = MEDSAM_CT_WINDOW
+    window = ChannelNormalization(scheme="window_to_01", lower=level - width / 2, upper=level + width / 2)
+    others = ChannelNormalization(scheme="percentiles_to_01")
+    specs = tuple(window if scheme_for_channel(name) == "ct" else others for name in channel_names)
+    return specs, f"MedSAM's: CT at level {level:g}, width {width:g}; else percentiles 0.5 to 99.5 of positive voxels"
+
+
+def medsam_intensities() -> tuple[IntensityMap, str]:
+    """MedSAM's last step: every slice scaled to [0, 1] by its own extremes."""
+    return IntensityMap(kind="unit_per_slice"), "MedSAM scales every slice to [0, 1]"
 
 
 def foreground_fraction(num_slices: int, num_foreground: int) -> tuple[float, str]:

@@ -12,6 +12,7 @@ from samunet.artifacts.plan import ChannelNormalization, Scheme
 from samunet.core.errors import ConfigError, DataError
 
 SMALLEST_DIVISOR = 1e-8
+MEDSAM_PERCENTILES = (0.5, 99.5)
 
 _SCHEMES: dict[str, Scheme] = {
     "ct": "ct",
@@ -68,6 +69,11 @@ def _normalize_channel(image: NDArray[np.float32], mask: NDArray[np.bool_] | Non
     elif spec.scheme == "rescale_to_01":
         image -= image.min()
         image /= max(float(image.max()), SMALLEST_DIVISOR)
+    elif spec.scheme == "window_to_01":
+        _scale(image, spec.lower, spec.upper)
+    elif spec.scheme == "percentiles_to_01":
+        positive = image[image > 0]
+        _scale(image, *(np.percentile(positive, MEDSAM_PERCENTILES) if positive.size else (0.0, 1.0)))
     elif spec.scheme == "rgb_to_01":
         low, high = float(image.min()), float(image.max())
         if low < 0 or high > 255:
@@ -78,6 +84,13 @@ def _normalize_channel(image: NDArray[np.float32], mask: NDArray[np.bool_] | Non
                 todo="name the channel otherwise in dataset.json, or store the image with 8 bits",
             )
         image /= 255.0
+
+
+def _scale(image: NDArray[np.float32], lower: float, upper: float) -> None:
+    """Clip to a window and scale it to [0, 1], in place."""
+    np.clip(image, lower, upper, out=image)
+    image -= lower
+    image /= max(upper - lower, SMALLEST_DIVISOR)
 
 
 def _zscore(image: NDArray[np.float32], mask: NDArray[np.bool_] | None, *, use_mask: bool) -> None:

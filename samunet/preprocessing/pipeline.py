@@ -59,12 +59,12 @@ def preprocess_case(
     Raises:
         DataError: If the channels do not fit the plan, the grids differ, or a voxel is NaN or infinite.
     """
-    _check(volume, labels, num_channels=len(plan.normalization.value), name=name)
+    _check(volume, labels, num_channels=len(plan.channel_names), name=name)
     operation = plan.frame.value.operation_for(volume.geometry)
     canonical = operation.apply_geometry(volume.geometry)
     data = operation.apply(volume.data)
     crop = nonzero_crop(data)
-    normalized = normalize(data[(slice(None), *crop.window)], crop.mask, plan.normalization.value)
+    normalized = normalize(data[(slice(None), *crop.window)], crop.mask, plan.normalization_of(configuration))
 
     wanted = plan.configuration(configuration).spacing.value
     shape = resampled_shape(crop.mask.shape, canonical.spacing, wanted)

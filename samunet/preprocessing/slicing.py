@@ -115,18 +115,6 @@ def cut_tile(array: NDArray[Any], start: Sequence[int], tile: int, *, fill: floa
     return result
 
 
-def paste_tile(array: NDArray[Any], content: NDArray[Any], start: Sequence[int]) -> None:
-    """Undo :func:`cut_tile`: write a tile back to its place; its part beyond the slice is dropped.
-
-    Args:
-        array: (..., H, W), changed in place.
-        content: (..., tile, tile).
-        start: First row and column of the tile; may be negative.
-    """
-    outer, inner = tile_windows(start, content.shape[-1], array.shape[-2:])
-    array[(..., *outer)] = content[(..., *inner)]
-
-
 def voxel_to_pixel(voxels: ArrayLike, tile: int, input_size: int) -> NDArray[np.float64]:
     """Positions in a tile to positions in the zoomed encoder input; integers are voxel and pixel centres.
 

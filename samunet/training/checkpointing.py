@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from samunet.artifacts.checkpoint import (
     ENDING,
+    RECIPE_SCHEMAS,
     BaseWeights,
     Checkpoint,
     Manifest,
@@ -97,10 +98,8 @@ def load_identity(folder: Path, name: str) -> RunIdentity:
 
 def recipe_to_json(recipe: ResolvedRecipe) -> dict[str, Any]:
     """A resolved recipe as plain JSON values."""
-    values = asdict(recipe)
-    values["intensity_map"] = recipe.intensity_map.model_dump(mode="json")
-    values["lora_targets"] = list(recipe.lora_targets)
-    return values
+    values = {entry.name: getattr(recipe, entry.name) for entry in fields(recipe)}
+    return values | {name: values[name].model_dump(mode="json") for name in RECIPE_SCHEMAS}
 
 
 def checkpoint_file(folder: Path, name: str) -> Path:

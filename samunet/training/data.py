@@ -1,6 +1,9 @@
-"""Slices for training: which one comes next, read from the store, cut, augmented; reproducible to the bit.
+"""Slabs for training: which one comes next, read from the store, cut, augmented; reproducible to the bit.
 
-Everything about sample n follows from (seed, epoch, index): not from workers, order of arrival or interruptions.
+A slab is slab_depth consecutive slices of one volume, a single one in 2d. Everything about sample n follows from
+(seed, epoch, index): not from workers, order of arrival or interruptions.
+
+Legend: D slices of the slab, C channels, M target maps, H W in-plane store grid, V tile side.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samunet.artifacts.plan import Plan, ResolvedRecipe
 from samunet.artifacts.store import CaseRecord
-from samunet.core.errors import SamunetError
+from samunet.core.errors import ConfigError, SamunetError
 from samunet.core.labels import IGNORE_INDEX, LabelSpec
 from samunet.core.rng import seed_sample
 from samunet.inference.sliding import gather_channels
@@ -28,7 +32,18 @@ from samunet.preprocessing.store import CaseStore, OpenCase
 from samunet.training.augment import RandomMirror, SliceAugmentation
 
 SampleKey = tuple[int, int]
-Sample = tuple[Tensor, Tensor, Tensor]
+Sample = tuple[Tensor, ...]
+
+
+class Slabs(Protocol):
+    """Anything that gives samples of slabs by (epoch, index)."""
+
+    @property
+    def slab_depth(self) -> int:
+        """Slices of a sample."""
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Tensors whose first axis is the slab's; the last target maps."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +76,36 @@ def choose_slice(
     return SliceChoice(case, record.valid_slices[int(generator.integers(len(record.valid_slices)))], None)
 
 
+def slab_places(index: int, num_slices: int, depth: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Draw where a slab lies that holds a given slice: inside the volume, or over all of it where that is shorter.
+
+    Args:
+        index: Slice that the slab must hold.
+        num_slices: Slices of the volume.
+        depth: Slices of the slab.
+        generator: Randomness of this sample; not touched for a single slice.
+
+    Returns:
+        (depth,) consecutive slices; those below 0 or from num_slices on are missing.
+    """
+    if depth == 1:
+        return np.array([index])
+    if num_slices < depth:
+        low, high = num_slices - depth, 0
+    else:
+        low, high = max(0, index - depth + 1), min(index, num_slices - depth)
+    return int(generator.integers(low, high + 1)) + np.arange(depth)
+
+
 class SliceDataset(Dataset[Sample]):
-    """Augmented tiles of training slices, addressed by (epoch, index).
+    """Augmented tiles of training slabs, addressed by (epoch, index).
 
     Args:
         store_folder: Folder of the store.
         cases: Training cases.
         plan: Labels and mirror axes.
-        recipe: Tile and foreground fraction.
-        context: Neighbouring slices on each side.
+        recipe: Tile, slab depth and foreground fraction.
+        context: Neighbouring slices on each side of every slice that become channels.
         seed: Seed of the run.
         augment: Whether to augment.
     """
@@ -98,6 +134,21 @@ class SliceDataset(Dataset[Sample]):
         )
         self._open: dict[str, OpenCase] = {}
 
+    @property
+    def recipe(self) -> ResolvedRecipe:
+        """Of the run."""
+        return self._recipe
+
+    @property
+    def records(self) -> Mapping[str, CaseRecord]:
+        """Cases that have something to train on."""
+        return self._records
+
+    @property
+    def slab_depth(self) -> int:
+        """Slices of a sample."""
+        return self._recipe.slab_depth
+
     def __getitem__(self, key: SampleKey) -> Sample:
         """One sample.
 
@@ -105,41 +156,62 @@ class SliceDataset(Dataset[Sample]):
             key: (epoch, index within the epoch).
 
         Returns:
-            image (channels, V, V) float32 in stored intensities; valid (1, V, V) float32, 0 outside the image;
-            target (1 or T, V, V) int16 with IGNORE_INDEX where nothing is known.
+            image (D, C, V, V) float32 in stored intensities; valid (D, 1, V, V) float32, 0 outside the image;
+            target (D, M, V, V) int16 with IGNORE_INDEX where nothing is known. Slices that a short volume lacks
+            repeat its edge in the image and are outside it in the other two.
         """
         generator = seed_sample(self._seed, *key)
         choice = choose_slice(self._records, self._recipe.foreground_fraction, generator)
-        image, labels = self._read(choice)
-        start = self._tile_start(choice, labels, generator)
+        places = slab_places(
+            choice.index, self._records[choice.case].store_shape[0], self._recipe.slab_depth, generator
+        )
+        image, labels = self._read(choice.case, places)
+        start = self._tile_start(choice, labels[choice.index - places[0]], generator)
         side = self._recipe.tile_vox
-        target = self._labels.encode(labels)
-        target = target if self._labels.has_regions else target[np.newaxis]
-        maps = np.concatenate([target, np.zeros((1, *labels.shape), np.int16)])
         image = cut_tile(image, start, side, fill=0)
-        maps = cut_tile(maps, start, side, fill=IGNORE_INDEX)
+        maps = cut_tile(self._maps(choice.case, places, labels), start, side, fill=IGNORE_INDEX)
         if self._augmentation is not None:
             image, maps = self._augmentation(image, maps)
             axes = mirror_axes(self._mirror, self._records[choice.case].anatomical_axes)
             image, maps = RandomMirror(axes)(image, maps)
-        valid = (maps[-1:] != IGNORE_INDEX).astype(np.float32)
-        return (
-            torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
-            torch.from_numpy(valid),
-            torch.from_numpy(np.ascontiguousarray(maps[:-1])),
-        )
+        return _as_sample(image, maps)
 
-    def _read(self, choice: SliceChoice) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-        opened = self._open.get(choice.case)
+    def locate(self, key: SampleKey) -> tuple[str, int]:
+        """Case and slice that a sample is drawn for."""
+        generator = seed_sample(self._seed, *key)
+        choice = choose_slice(self._records, self._recipe.foreground_fraction, generator)
+        return choice.case, choice.index
+
+    def whole(self, case: str, index: int) -> Sample:
+        """One slice in the tile that holds all of it, as it is: image, valid and target as in a sample of depth 1."""
+        places = np.array([index])
+        image, labels = self._read(case, places)
+        side = self._recipe.tile_vox
+        rows, columns = (tile_starts(length, side, 0.0)[0] for length in labels.shape[1:])
+        maps = cut_tile(self._maps(case, places, labels), (rows, columns), side, fill=IGNORE_INDEX)
+        return _as_sample(cut_tile(image, (rows, columns), side, fill=0), maps)
+
+    def _read(self, case: str, places: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+        """Channels (D, C, H, W) and labels (D, H, W) of a slab; missing slices repeat the edge."""
+        opened = self._open.get(case)
         if opened is None:
-            opened = self._open[choice.case] = self._store.open(choice.case)
+            opened = self._open[case] = self._store.open(case)
         num_slices = opened.record.store_shape[0]
-        first, last = max(0, choice.index - self._context), min(num_slices, choice.index + self._context + 1)
-        near = opened.data[:, first:last]
-        if choice.index - self._context < 0 or choice.index + self._context >= num_slices:
-            below, above = self._context - (choice.index - first), self._context - (last - 1 - choice.index)
-            near = np.pad(near, ((0, 0), (below, above), (0, 0), (0, 0)), mode="edge")
-        return gather_channels(near, self._context, self._context), opened.labels[choice.index]
+        inside = np.clip(places, 0, num_slices - 1)
+        first, last = int(inside[0]), int(inside[-1]) + 1
+        # the window ends where the context or the volume does, so edges repeat only at the volume's
+        begin, end = max(0, first - self._context), min(num_slices, last + self._context)
+        near = opened.data[:, begin:end]
+        image = np.stack([gather_channels(near, int(place) - begin, self._context) for place in inside])
+        return image, opened.labels[first:last][inside - first]
+
+    def _maps(self, case: str, places: NDArray[np.int64], labels: NDArray[np.int16]) -> NDArray[np.int16]:
+        """Target maps, and one more that is 0 inside the image: (D, M + 1, H, W)."""
+        target = self._labels.encode(labels)
+        target = target.swapaxes(0, 1) if self._labels.has_regions else target[:, np.newaxis]
+        maps = np.concatenate([target, np.zeros((len(labels), 1, *labels.shape[1:]), np.int16)], axis=1)
+        maps[(places < 0) | (places >= self._records[case].store_shape[0])] = IGNORE_INDEX
+        return maps
 
     def _tile_start(
         self, choice: SliceChoice, labels: NDArray[np.int16], generator: np.random.Generator
@@ -162,11 +234,20 @@ class SliceDataset(Dataset[Sample]):
         return starts[0], starts[1]
 
 
+def _as_sample(image: NDArray[Any], maps: NDArray[np.int16]) -> Sample:
+    """Image (D, C, V, V), and maps (D, M + 1, V, V) whose last says what is inside the image."""
+    return (
+        torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)),
+        torch.from_numpy((maps[:, -1:] != IGNORE_INDEX).astype(np.float32)),
+        torch.from_numpy(np.ascontiguousarray(maps[:, :-1])),
+    )
+
+
 class EndlessSampler(Sampler[SampleKey]):
     """(epoch, index) keys in order, from any starting point, without end.
 
     Args:
-        samples_per_epoch: Samples in an epoch.
+        samples_per_epoch: Samples (slabs) in an epoch.
         start: Samples already consumed.
     """
 
@@ -182,17 +263,28 @@ class EndlessSampler(Sampler[SampleKey]):
 
 
 def make_loader(
-    dataset: SliceDataset, start: int, *, batch_size: int, samples_per_epoch: int, num_workers: int, pin_memory: bool
+    dataset: Slabs, start: int, *, batch_size: int, samples_per_epoch: int, num_workers: int, pin_memory: bool
 ) -> DataLoader[Sample]:
     """An endless loader of batches (image, valid, target), continuing after ``start`` samples.
 
     Workers open the store themselves and compute with one thread each. On Linux they are forked: a fresh interpreter
     would first import torch.
+
+    Args:
+        dataset: Of slabs.
+        start: Samples (slabs) already consumed.
+        batch_size: Slices of a batch, which holds batch_size / slab_depth samples.
+        samples_per_epoch: Samples (slabs) in an epoch.
+        num_workers: Loader processes.
+        pin_memory: Whether batches are pinned for a GPU.
+
+    Raises:
+        ConfigError: If a batch does not hold a whole number of slabs.
     """
     method = "fork" if sys.platform == "linux" else "spawn"
     return DataLoader(
-        dataset,
-        batch_size=batch_size,
+        cast("Dataset[Sample]", dataset),
+        batch_size=slabs_per_batch(batch_size, dataset.slab_depth),
         sampler=EndlessSampler(samples_per_epoch, start),
         num_workers=num_workers,
         pin_memory=pin_memory,
@@ -200,6 +292,24 @@ def make_loader(
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=_quiet_worker if num_workers else None,
     )
+
+
+def slabs_per_batch(batch_size: int, slab_depth: int) -> int:
+    """How many slabs make a batch of so many slices.
+
+    Raises:
+        ConfigError: If they do not fill it exactly.
+    """
+    if batch_size < slab_depth or batch_size % slab_depth:
+        below = batch_size // slab_depth * slab_depth
+        fitting = f"{below} or {below + slab_depth}" if below else str(slab_depth)
+        raise ConfigError(
+            "a batch does not hold a whole number of slabs",
+            expected=f"a batch size that is a multiple of the slab depth {slab_depth}",
+            found=f"batch size {batch_size}",
+            todo=f"set batch_size to {fitting}, or change slab_depth in the plan",
+        )
+    return batch_size // slab_depth
 
 
 def next_batch(batches: Iterator[Sample]) -> Sample:

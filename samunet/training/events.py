@@ -8,6 +8,7 @@ from typing import Any
 
 from samunet.artifacts.dataset import Case
 from samunet.inference.loading import Member
+from samunet.inference.oracle import oracle_settings
 from samunet.inference.predictor import Predictor
 from samunet.training.checkpointing import RunIdentity, save_result, save_resumable
 from samunet.training.progress import append_log, draw_progress, rewrite_log
@@ -41,9 +42,10 @@ class FoldEvents:
     ) -> None:
         labels = identity.plan.label_spec
         self._folder, self._identity, self._device = folder, identity, device
+        oracle = oracle_settings(identity.plan, identity.recipe, seed=identity.seed)
         self._sets = {
-            "monitor": VolumeEvaluator(store, monitor, labels),
-            "validation": VolumeEvaluator(store, validation, labels),
+            "monitor": VolumeEvaluator(store, monitor, labels, oracle=oracle),
+            "validation": VolumeEvaluator(store, validation, labels, oracle=oracle),
         }
 
     def evaluate(self, trainer: Trainer, seconds: float | None) -> dict[str, float | None]:

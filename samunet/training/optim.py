@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-POLY_POWER = 0.9
+from samunet.artifacts.plan import Decay
+
 WARMUP_PROGRESS = 0.1
+POLYNOMIAL = Decay()
 
 
-def learning_rate_factor(step: int, progress: float, *, warmup_steps: int) -> float:
-    """Factor on the base learning rate: linear warm-up, polynomial decay over progress.
+def learning_rate_factor(step: int, progress: float, *, warmup_steps: int, decay: Decay = POLYNOMIAL) -> float:
+    """Factor on the base learning rate: linear warm-up, then decay over progress.
 
     Args:
         step: Optimizer steps already taken.
         progress: Fraction of the run that is over, 0 to 1: steps taken of steps planned, or elapsed time of the limit.
         warmup_steps: Steps until the full rate; a run shorter than planned warms up in its first tenth.
+        decay: How it falls.
     """
     warmup = min(1.0, max((step + 1) / max(1, warmup_steps), progress / WARMUP_PROGRESS))
-    return float(warmup * (1.0 - min(max(progress, 0.0), 1.0)) ** POLY_POWER)
+    done = min(max(progress, 0.0), 1.0)
+    if decay.kind == "constant":
+        return float(warmup)
+    if decay.kind == "cosine":
+        return float(warmup * (1 + math.cos(math.pi * done)) / 2)
+    return float(warmup * (1.0 - done) ** decay.power)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -15,11 +15,9 @@ from torch.utils.data import DataLoader
 from samunet.artifacts.plan import ResolvedRecipe
 from samunet.core.errors import OutOfMemoryError, TrainingError
 from samunet.core.log import Reporter
-from samunet.inference.encode import to_encoder, to_store
-from samunet.inference.sliding import autocast
 from samunet.models.segmentation import SegmentationModel
 from samunet.training.data import Sample, next_batch
-from samunet.training.losses import segmentation_loss
+from samunet.training.objective import Objective
 from samunet.training.optim import MovingAverage, clip_gradients, learning_rate_factor, set_learning_rate
 
 MAX_GRADIENT_NORM = 1.0
@@ -34,7 +32,6 @@ class RunSettings:
 
     Args:
         recipe: As trained.
-        has_regions: Kind of labels.
         device: Where to train.
         seed: Of initialisation and data.
         minutes: Time limit; the schedule then runs on elapsed time. None: it runs on steps.
@@ -42,7 +39,6 @@ class RunSettings:
     """
 
     recipe: ResolvedRecipe
-    has_regions: bool
     device: str
     seed: int
     minutes: float | None
@@ -50,8 +46,13 @@ class RunSettings:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Slices consumed in an epoch."""
-        return self.recipe.iterations * self.recipe.batch_size
+        """Samples (slabs; slices where a slab is one) consumed in an epoch."""
+        return self.recipe.iterations * self.samples_per_step
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of an optimizer step."""
+        return self.recipe.batch_size // self.recipe.slab_depth
 
 
 @dataclass
@@ -101,6 +102,7 @@ class Trainer:
     Args:
         model: On its device.
         settings: Of the run.
+        objective: What is minimised.
         make_loader: Builds the endless loader, given the number of samples already consumed.
         events: Evaluation, checkpoints, logs.
         reporter: Who is told.
@@ -111,12 +113,14 @@ class Trainer:
         model: SegmentationModel,
         settings: RunSettings,
         *,
+        objective: Objective,
         make_loader: Callable[[int], DataLoader[Sample]],
         events: RunEvents,
         reporter: Reporter,
     ) -> None:
         self.model, self.settings, self.state = model, settings, RunState()
-        self._make_loader, self._events, self._reporter = make_loader, events, reporter
+        self._objective, self._make_loader = objective, make_loader
+        self._events, self._reporter = events, reporter
         recipe = settings.recipe
         groups = model.trainable_parameters()
         self.optimizer = torch.optim.AdamW(
@@ -172,7 +176,7 @@ class Trainer:
         self.model.train()
         if self.state.step == 0:
             self._save("latest")
-        batches: Iterator[Sample] = iter(self._make_loader(self.state.step * self.settings.recipe.batch_size))
+        batches: Iterator[Sample] = iter(self._make_loader(self.state.step * self.settings.samples_per_step))
         try:
             while not self.state.finished and self.progress < 1:
                 self._after_epoch(self._epoch(batches))
@@ -221,17 +225,17 @@ class Trainer:
     def _step(self, batches: Iterator[Sample]) -> Tensor:
         """One optimizer step over one batch, split into the planned number of parts; returns its mean loss."""
         recipe, device = self.settings.recipe, self.settings.device
-        factor = learning_rate_factor(self.state.step, self.progress, warmup_steps=recipe.warmup_steps)
+        factor = learning_rate_factor(
+            self.state.step, self.progress, warmup_steps=recipe.warmup_steps, decay=recipe.decay
+        )
         set_learning_rate(self.optimizer, recipe.learning_rate * factor)
-        image, valid, target = (part.to(device, non_blocking=True) for part in next_batch(batches))
-        parts = recipe.accumulation_steps
+        batch = tuple(part.to(device, non_blocking=True) for part in next_batch(batches))
+        parts = zip(*(tensor.chunk(recipe.accumulation_steps) for tensor in batch), strict=True)
         total = torch.zeros((), device=device)
         self.optimizer.zero_grad(set_to_none=True)
-        for one, inside, wanted in zip(image.chunk(parts), valid.chunk(parts), target.chunk(parts), strict=True):
-            with autocast(device, recipe.precision):
-                logits = self.model(to_encoder(one, inside, recipe))
-            loss = segmentation_loss(to_store(logits, recipe), wanted, has_regions=self.settings.has_regions)
-            share = loss * (len(one) / len(image))
+        for part in parts:
+            loss = self._objective.loss(self.model, part)
+            share = loss * (len(part[0]) / len(batch[0]))
             self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
             total += share.detach()
         self.scaler.unscale_(self.optimizer)

@@ -16,7 +16,9 @@ from samunet.core.geometry import Geometry
 from samunet.core.labels import LabelSpec
 from samunet.evaluation.case import evaluate_case
 from samunet.imageio import read_labels
+from samunet.inference.oracle import OracleSettings, case_prompts
 from samunet.inference.predictor import Predictor
+from samunet.preprocessing.pipeline import PreprocessedCase
 from samunet.preprocessing.store import CaseStore
 
 
@@ -33,10 +35,14 @@ class VolumeEvaluator:
         store_folder: Preprocessed images.
         cases: Raw cases to evaluate, with label files.
         labels: Meaning of the values.
+        oracle: How prompts are made from the references, for a model that needs some.
     """
 
-    def __init__(self, store_folder: Path, cases: Sequence[Case], labels: LabelSpec) -> None:
+    def __init__(
+        self, store_folder: Path, cases: Sequence[Case], labels: LabelSpec, *, oracle: OracleSettings | None = None
+    ) -> None:
         self._store, self._cases, self._labels = CaseStore(store_folder), list(cases), labels
+        self._oracle = oracle
         self._references: dict[str, _Reference] = {}
         self._limit: int | None = None
 
@@ -58,8 +64,13 @@ class VolumeEvaluator:
 
     def _case_dice(self, predictor: Predictor, case: Case) -> float | None:
         opened = self._store.open(case.name)
-        restored = predictor.predict_preprocessed(opened.data[:], opened.record)
         reference = self._reference(case)
+        if self._oracle is None:
+            restored = predictor.predict_preprocessed(opened.data[:], opened.record)
+        else:
+            prompts = case_prompts(reference.labels, reference.geometry, self._oracle, case=case.name)
+            prepared = PreprocessedCase(opened.data[:], None, opened.record)
+            restored = predictor.predict_prompted_preprocessed(prepared, reference.geometry, prompts, propagate=False)
         metrics = evaluate_case(
             reference.labels, restored.labels, labels=self._labels, geometry=reference.geometry, surface=False
         )

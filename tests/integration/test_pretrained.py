@@ -18,7 +18,7 @@ from samunet.models.sam.network import build_network
 from samunet.pipeline.train import TrainingResult, train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.training.checkpointing import checkpoint_file
-from tests.samples import DATASET, make_case, make_plan, make_recipe, prepare
+from tests.samples import DATASET, lora_encoder, make_case, make_plan, make_recipe, prepare
 
 BACKBONES = ("vit_xs", "vit_t_xs")
 
@@ -28,7 +28,7 @@ def run(folder: Path, backbone: str) -> TrainingResult:
     workspace = Workspace.locate(workspace=folder, environment={})
     recipe = make_recipe(
         backbone=backbone,
-        encoder_tuning="lora",
+        encoder=lora_encoder(),
         intensity_map=IntensityMap(kind="sam_pixels", lower=(-2.0,), upper=(2.0,)),
     )
     prepare(workspace, make_plan(recipes={"ssl": {"cpu": recipe}}))

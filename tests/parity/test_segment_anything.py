@@ -11,12 +11,12 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
+from samunet.artifacts.method import Lora
 from samunet.artifacts.model_spec import SamSpec, get_spec
 from samunet.core.files import sha256_file
 from samunet.models.decoders.semantic import dense_positions, predict_all_tokens
 from samunet.models.loading import load_weights
-from samunet.models.peft.inject import inject
-from samunet.models.peft.lora import LoraInjector
+from samunet.models.peft.lora import inject_lora
 from samunet.models.peft.state import adapter_parameters, merge
 from samunet.models.sam.network import SamNetwork, build_network
 from samunet.models.weights import WeightsFile
@@ -130,7 +130,7 @@ def test_adapted_encoder_is_upstreams_at_the_start(size: int) -> None:
     """With adapters on q, k, v and o at their start the encoder is bit-equal to upstream's."""
     sam = _reference(size)
     ours = _ours(sam, size)
-    inject(ours.image_encoder, [LoraInjector(targets=("q", "k", "v", "o"))])
+    inject_lora(ours.image_encoder, Lora(targets=("q", "k", "v", "o")))
     with torch.no_grad():
         assert torch.equal(ours.image_encoder(_images(size)), sam.image_encoder(_images(size)))
 
@@ -140,8 +140,8 @@ def test_merged_encoder_loads_strictly_into_upstreams(tmp_path: Path) -> None:
     path = tmp_path / "sam.pth"
     torch.save(_reference(240).state_dict(), path)
     ours = build_network(SPEC, image_size=112, num_tokens=3)
-    inject(ours.image_encoder, [LoraInjector()])
     load_weights(ours, WeightsFile(path, sha256_file(path), "sam"))
+    inject_lora(ours.image_encoder, Lora())
     with torch.no_grad():
         for parameter in adapter_parameters(ours).values():
             parameter.normal_(std=0.1)

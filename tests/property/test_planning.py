@@ -65,14 +65,16 @@ def test_a_plan_is_always_valid_and_explained(fingerprint: Fingerprint, gpu: flo
     assert parse_schema(Plan, plan.model_dump(mode="json")) == plan
     largest = 1
     for configuration in plan.configurations.values():
-        for weights in WEIGHTS_KINDS:
+        for weights in configuration.recipes:
             for device in DEVICE_CLASSES:
                 recipe = resolve_recipe(configuration, weights, device)
                 assert recipe.input_size % SIZE_STEP == 0
                 assert recipe.batch_size >= recipe.accumulation_steps >= 1
                 assert recipe.tile_vox >= recipe.input_size // 8
                 assert recipe.warmup_steps <= recipe.iterations * recipe.epochs
-                assert (recipe.encoder_tuning == "full") == (weights == "none")
+                assert (recipe.method.encoder.train == "full") == (weights == "none")
+                assert recipe.batch_size % recipe.slab_depth == 0
+                assert (recipe.method.depth.kind == "none") == (recipe.slab_depth == 1)
                 largest = max(largest, recipe.tile_vox)
                 reasons = [getattr(configuration.recipes[weights][device], name).reason for name in RECIPE_FIELDS]
                 assert all(reasons)

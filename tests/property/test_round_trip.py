@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import ChannelNormalization, Frame, Plan
@@ -20,7 +21,9 @@ from samunet.core.log import SilentReporter
 from samunet.core.volume import Volume
 from samunet.imageio import read_labels, write_image
 from samunet.inference.export import predict_cases
-from tests.planted import planted_predictor
+from samunet.inference.restore import restore
+from samunet.inference.sliding import SlidingOptions, SlidingPredictor
+from tests.planted import PlantedModel, planted_predictor
 from tests.samples import decided, make_plan, make_recipe
 
 OPERATIONS = [AxisOperation(p, f) for p in permutations(range(3)) for f in product((False, True), repeat=3)]
@@ -54,6 +57,37 @@ def make_object(rng: np.random.Generator, operation: AxisOperation, spacing: tup
     geometry = Geometry.from_spacing(SHAPE, spacing, directions=directions, origin=rng.uniform(-100, 100, 3).tolist())
     stored = np.ascontiguousarray(operation.apply(image))
     return Volume(stored[np.newaxis], operation.apply_geometry(geometry))
+
+
+class PlantedSlabModel(PlantedModel):
+    """The planted model, which counts the slices of the slabs it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depths: set[int] = set()
+
+    def forward(self, images: Tensor, *, depth: int = 1) -> Tensor:
+        """(slabs * depth, C, S, S) to (slabs * depth, 2, S, S)."""
+        assert len(images) % depth == 0
+        self.depths.add(depth)
+        return super().forward(images)
+
+
+def predict_in_slabs(volume: Volume, plan: Plan, depth: int) -> tuple[np.ndarray, set[int]]:
+    """Preprocess, predict in slabs and restore; the mask and the depths of the slabs."""
+    predictor, model = planted_predictor(plan), PlantedSlabModel()
+    case = predictor.preprocess(volume)
+    options = SlidingOptions(
+        context=1,
+        tile_overlap=0.5,
+        mirror_axes=(0, 1),
+        batch_size=8,
+        device="cpu",
+        precision="fp32",
+        slab_depth=depth,
+    )
+    logits = SlidingPredictor([model], predictor.recipe, options).slices(case.data)
+    return restore(logits, case.record, plan.label_spec).labels, model.depths
 
 
 def predict_through_files(volume: Volume, plan: Plan, folder: Path) -> tuple[np.ndarray, nibabel.Nifti1Image]:
@@ -103,12 +137,17 @@ def test_with_resampling_the_mask_stays_within_the_tolerance(
     with TemporaryDirectory() as folder:
         plan = plan_for((3.0, 1.0, 1.0), (across, in_plane, in_plane), tile)
         mask, _ = predict_through_files(volume, plan, Path(folder))
-    wanted = volume.data[0] == 100
-    found = mask == 1
-    coarser = np.array([max(3.0, across or 3.0), max(1.0, in_plane), max(1.0, in_plane)])
-    inverse = operation.inverse()
-    wanted, found = inverse.apply(wanted), inverse.apply(found)
+    check_within_tolerance(volume, mask, operation, (across or 3.0, in_plane, in_plane))
+
+
+def check_within_tolerance(
+    volume: Volume, mask: np.ndarray, operation: AxisOperation, store: tuple[float, float, float]
+) -> None:
+    """Centroid within half a voxel and surface within one voxel of the coarser grid, along every axis."""
     own = np.array([3.0, 1.0, 1.0])
+    coarser = np.maximum(own, store)
+    inverse = operation.inverse()
+    wanted, found = inverse.apply(volume.data[0] == 100), inverse.apply(mask == 1)
     gap = (np.argwhere(found).mean(0) - np.argwhere(wanted).mean(0)) * own
     assert np.all(np.abs(gap) <= 0.5 * coarser)
     sampling = own / coarser
@@ -117,6 +156,26 @@ def test_with_resampling_the_mask_stays_within_the_tolerance(
     # a voxel centre lies half a voxel inside its surface
     assert far_outside.max(initial=0) <= 1.5
     assert far_inside.max(initial=0) <= 1.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(OPERATIONS),
+    st.integers(0, 10_000),
+    st.floats(0.7, 1.5),
+    st.sampled_from([1.0, 1.5, 3.0, 4.1]),
+    st.sampled_from([1, 3, 4, 30]),
+)
+def test_slabs_resampled_along_depth_too_stay_within_the_tolerance(
+    operation: AxisOperation, seed: int, in_plane: float, across: float, depth: int
+) -> None:
+    """Thick slices made thin, kept or made thicker, in slabs shorter and longer than the volume, in any orientation."""
+    volume = make_object(np.random.default_rng(seed), operation, (3.0, 1.0, 1.0))
+    plan = plan_for((3.0, 1.0, 1.0), (across, in_plane, in_plane), 32)
+    mask, depths = predict_in_slabs(volume, plan, depth)
+    num_slices = round(SHAPE[0] * 3.0 / across)
+    assert depths == {min(depth, num_slices)}
+    check_within_tolerance(volume, mask, operation, (across, in_plane, in_plane))
 
 
 def test_orientation_of_storage_changes_no_prediction_in_world_space() -> None:

@@ -5,6 +5,8 @@ Shapes: B batch, E = 256 channels, H W embedding grid, T mask tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,14 +29,32 @@ def predict_all_tokens(prompt_encoder: nn.Module, mask_decoder: nn.Module, embed
     """
     height, width = embeddings.shape[-2:]
     sparse, dense = prompt_encoder(points=None, boxes=None, masks=None)
-    masks, _ = mask_decoder.predict_masks(  # type: ignore[operator]
-        image_embeddings=embeddings,
-        image_pe=dense_positions(prompt_encoder.pe_layer, height, width),  # type: ignore[arg-type]
-        sparse_prompt_embeddings=sparse.to(dense.dtype),
-        dense_prompt_embeddings=dense,
+    positions = dense_positions(prompt_encoder.pe_layer, height, width)  # type: ignore[arg-type]
+    return decode_tokens(mask_decoder, embeddings + dense, positions, sparse.to(dense.dtype))[0]
+
+
+def decode_tokens(mask_decoder: Any, embeddings: Tensor, positions: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoder's own mask prediction, with the prompts paired to the images one to one.
+
+    Upstream repeats every image for every set of prompts and then adds the dense prompts, which it takes as paired
+    already. So what it repeats is zero here, and the images go in as dense prompts.
+
+    Args:
+        mask_decoder: segment-anything's MaskDecoder.
+        embeddings: (B, E, H, W), the dense prompt added.
+        positions: (1, E, H, W).
+        sparse: (1 or B, N, E) prompt tokens.
+
+    Returns:
+        Logits (B, T, 4H, 4W), or finer ones of a progressive upsampler, and estimated IoU (B, T).
+    """
+    masks, quality = mask_decoder.predict_masks(
+        image_embeddings=embeddings.new_zeros(1, embeddings.shape[1], 1, 1),
+        image_pe=positions,
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=embeddings,
     )
-    result: Tensor = masks
-    return result
+    return masks, quality
 
 
 def dense_positions(pe_layer: nn.Module, height: int, width: int) -> Tensor:

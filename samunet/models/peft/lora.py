@@ -1,4 +1,4 @@
-"""Low-rank adaptation of attention, on any subset of q, k, v (rows of one fused linear layer) and o.
+"""Low-rank updates of linear layers: any of q, k, v (rows of one fused layer), the attention's output, and the MLP.
 
 Shapes: D token width, r rank, R rows of the adapted layer.
 
@@ -8,18 +8,19 @@ Source: Hu et al., LoRA, 2021; on SAM's q and v Zhang & Liu, SAMed, 2023.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samunet.artifacts.method import Lora
 from samunet.core.errors import ConfigError
+from samunet.models.peft.blocks import chosen_blocks, linear_place
+from samunet.models.peft.protocol import AdapterModule
 from samunet.models.sam.encoder import SamEncoder
 
 QKV = ("q", "k", "v")
-OUTPUT = "o"
 
 
 class LoraLinear(nn.Linear):
@@ -35,9 +36,12 @@ class LoraLinear(nn.Linear):
         alpha: The update is scaled by alpha / r.
     """
 
+    kind = "lora"
+
     def __init__(self, base: nn.Linear, rows: Mapping[str, Tensor], *, rank: int, alpha: float) -> None:
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
+        self.training = base.training
         self.scaling = alpha / rank
         self.lora_a = nn.ParameterDict({t: base.weight.new_empty(rank, base.in_features) for t in rows})
         self.lora_b = nn.ParameterDict({t: base.weight.new_zeros(len(index), rank) for t, index in rows.items()})
@@ -59,66 +63,36 @@ class LoraLinear(nn.Linear):
         """A plain linear layer with the update added to its weight."""
         with torch.no_grad():
             down = torch.cat(list(self.lora_a.values())).double()
-            update = (self._up().double() @ down) * self.scaling
-            weight = (self.weight.double() + update).to(self.weight.dtype)
-        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        plain.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        plain.bias = self.bias
-        return plain.train(self.training)
+            return with_update(self, (self._up().double() @ down) * self.scaling)
 
     def _up(self) -> Tensor:
         """The factors B of all targets, spread over the rows they update: (out, targets * r)."""
-        blocks: Tensor = torch.block_diag(*self.lora_b.values())  # type: ignore[no-untyped-call]
-        full = blocks.new_zeros(self.out_features, blocks.shape[1])
-        return full.index_copy(0, self.get_buffer("_rows"), blocks)
+        return spread(self.lora_b.values(), self.get_buffer("_rows"), self.out_features)
 
 
-@dataclass(frozen=True)
-class LoraInjector:
-    """LoRA on the attention of an image encoder.
+def inject_lora(encoder: SamEncoder, choice: Lora) -> None:
+    """Replace the chosen linear layers of the chosen blocks.
 
-    Args:
-        targets: Some of q, k, v, o.
-        rank: r.
-        alpha: Scale times r; r where None, so that the update is not scaled.
-        blocks: Attention blocks that are adapted, counted over the whole encoder; all where None.
+    Raises:
+        ConfigError: If a block does not exist, or a layer was replaced before.
     """
+    alpha = float(choice.rank if choice.alpha is None else choice.alpha)
+    blocks = encoder.attention_blocks()
+    for index in chosen_blocks(encoder, choice.blocks):
+        fused = qkv_rows(encoder.attention_layers()[index], encoder.qkv_layout)
+        parts: dict[str, Tensor] = {part: fused[part] for part in QKV if part in choice.targets}
+        if parts:
+            _replace(blocks[index], "qkv", parts, rank=choice.rank, alpha=alpha)
+        for target in dict.fromkeys(t for t in choice.targets if t not in QKV):
+            _replace(blocks[index], target, None, rank=choice.rank, alpha=alpha)
 
-    targets: tuple[str, ...] = ("q", "v")
-    rank: int = 4
-    alpha: float | None = None
-    blocks: tuple[int, ...] | None = None
 
-    def inject(self, encoder: SamEncoder) -> None:
-        """Replace ``qkv`` and ``proj`` of the chosen blocks.
-
-        Raises:
-            ConfigError: If a target, the rank or a block does not exist.
-        """
-        layers = encoder.attention_layers()
-        chosen = range(len(layers)) if self.blocks is None else self.blocks
-        self._check(len(layers))
-        alpha = float(self.rank if self.alpha is None else self.alpha)
-        for index in chosen:
-            attention = layers[index]
-            rows = {t: r for t, r in qkv_rows(attention, encoder.qkv_layout).items() if t in self.targets}
-            if rows:
-                attention.qkv = LoraLinear(_linear(attention.qkv), rows, rank=self.rank, alpha=alpha)
-            if OUTPUT in self.targets:
-                base = _linear(attention.proj)
-                everything = {OUTPUT: torch.arange(base.out_features)}
-                attention.proj = LoraLinear(base, everything, rank=self.rank, alpha=alpha)
-
-    def _check(self, num_blocks: int) -> None:
-        unknown = set(self.targets) - {*QKV, OUTPUT}
-        if unknown or not self.targets:
-            raise ConfigError("LoRA cannot adapt this", expected="some of q, k, v, o", found=", ".join(self.targets))
-        if self.rank < 1:
-            raise ConfigError("LoRA needs a positive rank", expected="at least 1", found=str(self.rank))
-        if self.blocks is not None and not set(self.blocks) <= set(range(num_blocks)):
-            raise ConfigError(
-                "LoRA cannot adapt blocks that do not exist", expected=f"0 to {num_blocks - 1}", found=str(self.blocks)
-            )
+def _replace(block: nn.Module, target: str, rows: Mapping[str, Tensor] | None, *, rank: int, alpha: float) -> None:
+    """Put a low-rank layer in the place of a plain one; ``rows`` is None where all of them are one target."""
+    parent, name = linear_place(block, target)
+    base = plain_linear(getattr(parent, name))
+    whole = {target: torch.arange(base.out_features)}
+    setattr(parent, name, LoraLinear(base, whole if rows is None else rows, rank=rank, alpha=alpha))
 
 
 def qkv_rows(attention: nn.Module, layout: str) -> dict[str, Tensor]:
@@ -131,12 +105,37 @@ def qkv_rows(attention: nn.Module, layout: str) -> dict[str, Tensor]:
         layout: "stacked" or "per_head".
     """
     heads = int(attention.num_heads)  # type: ignore[arg-type]
-    index = torch.arange(_linear(attention.qkv).out_features)
+    index = torch.arange(int(attention.qkv.out_features))  # type: ignore[union-attr, arg-type]
     grid = index.view(3, -1) if layout == "stacked" else index.view(heads, 3, -1).transpose(0, 1).reshape(3, -1)
     return dict(zip(QKV, grid.unbind(0), strict=True))
 
 
-def _linear(module: object) -> nn.Linear:
-    if not isinstance(module, nn.Linear) or isinstance(module, LoraLinear):
-        raise ConfigError("LoRA adapts a plain linear layer", expected="Linear", found=type(module).__name__)
+def spread(factors: Iterable[Tensor], rows: Tensor, num_rows: int) -> Tensor:
+    """Factors (rows of a target, r) side by side, each in the rows it updates: (num_rows, targets * r)."""
+    blocks: Tensor = torch.block_diag(*factors)  # type: ignore[no-untyped-call]
+    return blocks.new_zeros(num_rows, blocks.shape[1]).index_copy(0, rows, blocks)
+
+
+def with_update(layer: nn.Linear, update: Tensor) -> nn.Linear:
+    """A plain linear layer that shares the bias of another and has its weight plus an update in float64."""
+    weight = (layer.weight.double() + update).to(layer.weight.dtype)
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    plain.bias = layer.bias
+    return plain.train(layer.training)
+
+
+def plain_linear(module: object) -> nn.Linear:
+    """The module, if it is a linear layer that nothing was injected into.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if not isinstance(module, nn.Linear) or isinstance(module, AdapterModule):
+        raise ConfigError(
+            "low-rank updates adapt a plain linear layer",
+            expected="Linear",
+            found=type(module).__name__,
+            todo="keep one of the adapters that rewrite this layer",
+        )
     return module

@@ -1,4 +1,4 @@
-"""What every injected module and every injector offers."""
+"""What every injected module offers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from samunet.models.sam.encoder import SamEncoder
-
 
 @runtime_checkable
 class AdapterModule(Protocol):
     """A module that holds new parameters beside those of the module it stands for.
+
+    It starts as the identity. ``kind``, if it has one, is what messages call it.
 
     Source: the protocol of torchtune's modules/peft.
     """
@@ -24,16 +24,5 @@ class AdapterModule(Protocol):
 class MergeableModule(Protocol):
     """An adapter module whose effect can be written into the base weights exactly."""
 
-    def merged(self) -> nn.Module:
-        """The plain module that computes the same."""
-
-
-class Injector(Protocol):
-    """A choice of what to inject, as data."""
-
-    def inject(self, encoder: SamEncoder) -> None:
-        """Put the modules into the encoder; upstream keys of the base weights stay as they are.
-
-        Raises:
-            ConfigError: If it does not fit the encoder.
-        """
+    def merged(self) -> nn.Module | None:
+        """The plain module that computes the same; None if nothing takes its place."""

@@ -7,13 +7,15 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from samunet.core.errors import ConfigError
+from samunet.models.peft.library import library_layers, library_parameters, merged_layer
 from samunet.models.peft.protocol import AdapterModule, MergeableModule
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Full names and parameters of all injected modules."""
-    sites = [(prefix, m) for prefix, m in model.named_modules() if isinstance(m, AdapterModule)]
-    names = [f"{prefix}.{name}".lstrip(".") for prefix, module in sites for name in module.adapter_params()]
+    found = [(prefix, m.adapter_params()) for prefix, m in model.named_modules() if isinstance(m, AdapterModule)]
+    found += [(prefix, library_parameters(layer)) for prefix, layer in library_layers(model)]
+    names = [f"{prefix}.{name}".lstrip(".") for prefix, relative in found for name in relative]
     return {name: model.get_parameter(name) for name in names}
 
 
@@ -39,19 +41,33 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 def merge(model: nn.Module) -> None:
     """Write every injected module into its base weights and remove it; a second call finds nothing to do.
 
+    Args:
+        model: Changed in place; no injected module itself.
+
     Raises:
         ConfigError: If one of them has no exact merge; nothing is changed then.
     """
     sites = [(name, m) for name, m in model.named_modules() if isinstance(m, AdapterModule)]
-    refused = [name for name, module in sites if not isinstance(module, MergeableModule)]
+    refused = [
+        f"{name} ({getattr(module, 'kind', type(module).__name__)})"
+        for name, module in sites
+        if not isinstance(module, MergeableModule)
+    ]
     if refused:
         raise ConfigError(
-            "these adapters are not linear and cannot be merged into the base weights", found=", ".join(refused)
+            "these adapters are not linear in their input and cannot be merged into the base weights",
+            expected="lora, fact or peft only",
+            found=_shorten(refused),
+            todo="keep the model with its adapters",
         )
-    for name, module in sites:
-        assert isinstance(module, MergeableModule)
+    merged = [(name, module.merged()) for name, module in sites if isinstance(module, MergeableModule)]
+    merged += [(name, merged_layer(layer)) for name, layer in library_layers(model)]
+    for name, plain in merged:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module.merged())
+        if plain is None:
+            delattr(model.get_submodule(parent), child)
+        else:
+            setattr(model.get_submodule(parent), child, plain)
 
 
 def validate(model: nn.Module, *, covered: Collection[str], unused: Collection[str] = ()) -> None:
@@ -71,6 +87,10 @@ def validate(model: nn.Module, *, covered: Collection[str], unused: Collection[s
     if stuck:
         raise ConfigError(
             f"{len(stuck)} parameters are frozen at random values",
-            found=", ".join(stuck[:8]) + (", ..." if len(stuck) > 8 else ""),
-            todo="train the encoder fully (encoder_tuning = full), or start from weights that cover it",
+            found=_shorten(stuck),
+            todo="train that part fully (encoder.train or decoder.train = full), or start from weights that cover it",
         )
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

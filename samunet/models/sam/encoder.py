@@ -5,10 +5,10 @@ Both keep upstream's parameters and state-dict keys. Shapes: B batch, S input si
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,45 @@ from torch.utils.checkpoint import checkpoint
 from samunet.artifacts.model_spec import PROMPT_DIM, TOKEN_SIZE, WINDOW_TOKENS, SamSpec
 from samunet.core.errors import ConfigError
 from samunet.models.sam import imports
+from samunet.models.volumetric.slab import Slab
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-6
+# Pixels per token of TinyViT's attention stages, the last merging at stride one.
+TINY_STRIDES = (8, 16, 16)
+
+AddTokens = Callable[[int, Tensor], Tensor]
+
+
+class AttentionStage(NamedTuple):
+    """Consecutive attention blocks of one width.
+
+    Args:
+        width: Token width D.
+        num_blocks: How many blocks.
+        stride: Pixels per token and axis.
+    """
+
+    width: int
+    num_blocks: int
+    stride: int
+
+
+class TokenPrompts(Protocol):
+    """What an encoder asks of a module that adds tokens before every attention block."""
+
+    def details(self, images: Tensor) -> Tensor:
+        """What the tokens need of the images (B, 3, S, S), computed once per forward."""
+
+    def start(self, stage: int, details: Tensor, before: Tensor, after: Tensor) -> AddTokens:
+        """A function of (block within the stage, its incoming tokens) that gives the tokens for the block.
+
+        Args:
+            stage: Index of the attention stage.
+            details: What :meth:`details` gave.
+            before: Tokens that enter the stage (B, H, W, D), before positions are added.
+            after: The same with positions.
+        """
 
 
 class VitEncoder(imports.modeling.ImageEncoderViT):  # type: ignore[misc, name-defined]
@@ -48,10 +84,29 @@ class VitEncoder(imports.modeling.ImageEncoderViT):  # type: ignore[misc, name-d
             global_attn_indexes=spec.global_blocks,
         )
         self.checkpointing = False
+        self.slab = Slab()
+        self.token_prompts: TokenPrompts | None = None
+        self._stages = [AttentionStage(spec.embed_dim, spec.depth, TOKEN_SIZE)]
+
+    def attention_blocks(self) -> list[nn.Module]:
+        """The blocks with attention, in order."""
+        return list(self.blocks)
+
+    def set_attention_block(self, index: int, block: nn.Module) -> None:
+        """Put another module in the place of the attention block of an index."""
+        self.blocks[index] = block
 
     def attention_layers(self) -> list[nn.Module]:
         """The attention modules, in order; each has ``qkv``, ``proj`` and ``num_heads``."""
         return [block.attn for block in self.blocks]
+
+    def attention_stages(self) -> list[AttentionStage]:
+        """The attention blocks, grouped by width."""
+        return list(self._stages)
+
+    def token_dims(self) -> list[int]:
+        """Token width of every attention block."""
+        return [stage.width for stage in self._stages for _ in range(stage.num_blocks)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.
@@ -62,9 +117,10 @@ class VitEncoder(imports.modeling.ImageEncoderViT):  # type: ignore[misc, name-d
         Returns:
             Embeddings (B, E, S/16, S/16).
         """
-        x = self.patch_embed(images) + self.pos_embed
-        for block in self.blocks:
-            x = run_block(block, x, self.checkpointing)
+        prompts = _prompting(self.token_prompts, images)
+        patches = self.patch_embed(images)
+        x = patches + self.pos_embed
+        x = _run_blocks(self.blocks, x, self.checkpointing, prompts(0, patches, x))
         result: Tensor = self.neck(x.permute(0, 3, 1, 2))
         return result
 
@@ -96,10 +152,32 @@ class TinyVitEncoder(imports.tiny_vit.TinyVit):  # type: ignore[misc, name-defin
         self.stages[3].downsample.conv2.conv.stride = (1, 1)
         self.neck = _neck(spec.embed_dim)
         self.checkpointing = False
+        self.slab = Slab()
+        self.token_prompts: TokenPrompts | None = None
+        shapes = zip(spec.stage_dims[1:], spec.stage_depths[1:], TINY_STRIDES, strict=True)
+        self._stages = [AttentionStage(*shape) for shape in shapes]
+
+    def attention_blocks(self) -> list[nn.Module]:
+        """The blocks with attention, in order: those of all stages but the first."""
+        return [block for stage in self.stages[1:] for block in stage.blocks]
+
+    def set_attention_block(self, index: int, block: nn.Module) -> None:
+        """Put another module in the place of the attention block of an index."""
+        places = [(stage.blocks, i) for stage in self.stages[1:] for i in range(len(stage.blocks))]
+        blocks, place = places[index]
+        blocks[place] = block
 
     def attention_layers(self) -> list[nn.Module]:
         """The attention modules, in order; each has ``qkv``, ``proj`` and ``num_heads``."""
         return [block.attn for stage in self.stages[1:] for block in stage.blocks]
+
+    def attention_stages(self) -> list[AttentionStage]:
+        """The attention blocks, grouped by width."""
+        return list(self._stages)
+
+    def token_dims(self) -> list[int]:
+        """Token width of every attention block."""
+        return [stage.width for stage in self._stages for _ in range(stage.num_blocks)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.
@@ -111,15 +189,11 @@ class TinyVitEncoder(imports.tiny_vit.TinyVit):  # type: ignore[misc, name-defin
             Embeddings (B, E, S/16, S/16).
         """
         self._forget_biases()
-        x = self.patch_embed(images)
-        for stage in self.stages:
-            if isinstance(stage, imports.tiny_vit.ConvLayer):
-                for block in stage.blocks:
-                    x = run_block(block, x, self.checkpointing)
-                continue
+        prompts = _prompting(self.token_prompts, images)
+        x = _run_blocks(self.stages[0].blocks, self.patch_embed(images), self.checkpointing)
+        for index, stage in enumerate(self.stages[1:]):
             x = stage.downsample(x).permute(0, 2, 3, 1)
-            for block in stage.blocks:
-                x = run_block(block, x, self.checkpointing)
+            x = _run_blocks(stage.blocks, x, self.checkpointing, prompts(index, x, x))
             x = x.permute(0, 3, 1, 2)
         result: Tensor = self.neck(x)
         return result
@@ -174,6 +248,22 @@ def run_block(block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
         return block(x)  # type: ignore[no-any-return]
     contexts = partial(_checkpoint_contexts, block)
     return checkpoint(block, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
+
+
+def _run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool, prompt: AddTokens | None = None) -> Tensor:
+    for index, block in enumerate(blocks):
+        if prompt is not None:
+            x = x + prompt(index, x)
+        x = run_block(block, x, checkpointing)
+    return x
+
+
+def _prompting(prompts: TokenPrompts | None, images: Tensor) -> Callable[[int, Tensor, Tensor], AddTokens | None]:
+    """A function of (stage, tokens before positions, tokens after) that gives the stage's added tokens, if any."""
+    if prompts is None:
+        return lambda stage, before, after: None  # noqa: ARG005 - the same call with and without prompts
+    details = prompts.details(images)
+    return lambda stage, before, after: prompts.start(stage, details, before, after)
 
 
 def _checkpoint_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

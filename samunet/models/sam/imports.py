@@ -44,4 +44,5 @@ def guarded_import(name: str) -> ModuleType:
 
 modeling = guarded_import("segment_anything.modeling")
 image_encoder = guarded_import("segment_anything.modeling.image_encoder")
+mask_decoder = guarded_import("segment_anything.modeling.mask_decoder")
 tiny_vit = guarded_import("timm.models.tiny_vit")

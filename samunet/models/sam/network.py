@@ -5,6 +5,9 @@ Shapes: B batch, S input side, E = 256 channels, T mask tokens.
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Literal
+
 from torch import Tensor, nn
 
 from samunet.artifacts.model_spec import PROMPT_DIM, TOKEN_SIZE, SamSpec
@@ -20,6 +23,9 @@ CLASS_SPECIFIC = (
     "mask_decoder.iou_prediction_head.",
 )
 UNUSED_HEAD = "mask_decoder.iou_prediction_head."
+PROGRESSIVE_WIDTHS = (64, 32, 16, 8)
+_SHARED_STEPS = 4
+Upsampler = Literal["sam", "progressive"]
 NO_MASK_EMBED = "prompt_encoder.no_mask_embed.weight"
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
@@ -31,9 +37,10 @@ class SamNetwork(nn.Module):
         encoder: The image encoder.
         image_size: Input side S in pixels.
         num_tokens: Mask tokens T, at least 1.
+        upsampler: As for :func:`build_mask_decoder`.
     """
 
-    def __init__(self, encoder: SamEncoder, *, image_size: int, num_tokens: int) -> None:
+    def __init__(self, encoder: SamEncoder, *, image_size: int, num_tokens: int, upsampler: Upsampler = "sam") -> None:
         super().__init__()
         grid = image_size // TOKEN_SIZE
         self.image_encoder = encoder
@@ -43,7 +50,7 @@ class SamNetwork(nn.Module):
             input_image_size=(image_size, image_size),
             mask_in_chans=16,
         )
-        self.mask_decoder = build_mask_decoder(num_tokens)
+        self.mask_decoder = build_mask_decoder(num_tokens, upsampler)
 
     def forward(self, images: Tensor) -> Tensor:
         """One map per mask token, without any prompt.
@@ -52,13 +59,20 @@ class SamNetwork(nn.Module):
             images: (B, 3, S, S).
 
         Returns:
-            Logits (B, T, S/4, S/4).
+            Logits (B, T, S/4, S/4), or (B, T, S, S) with a progressive upsampler.
         """
         return predict_all_tokens(self.prompt_encoder, self.mask_decoder, self.image_encoder(images))
 
 
-def build_mask_decoder(num_tokens: int) -> nn.Module:
-    """SAM's mask decoder with ``num_tokens`` mask tokens (stock: 4) and random weights."""
+def build_mask_decoder(num_tokens: int, upsampler: Upsampler = "sam") -> nn.Module:
+    """SAM's mask decoder with random weights.
+
+    Args:
+        num_tokens: Mask tokens T (stock: 4).
+        upsampler: "sam" doubles the embedding's grid twice, "progressive" four times, to the input's own.
+
+    Source: Chen et al., MA-SAM, 2024 (progressive upsampling).
+    """
     decoder: nn.Module = imports.modeling.MaskDecoder(
         num_multimask_outputs=num_tokens - 1,
         transformer=imports.modeling.TwoWayTransformer(depth=2, embedding_dim=PROMPT_DIM, mlp_dim=2048, num_heads=8),
@@ -66,17 +80,53 @@ def build_mask_decoder(num_tokens: int) -> nn.Module:
         iou_head_depth=3,
         iou_head_hidden_dim=256,
     )
+    if upsampler == "progressive":
+        decoder.output_upscaling = _progressive_upsampler()
+        decoder.output_hypernetworks_mlps = nn.ModuleList(
+            imports.mask_decoder.MLP(PROMPT_DIM, PROMPT_DIM, PROGRESSIVE_WIDTHS[-1], 3) for _ in range(num_tokens)
+        )
     return decoder
 
 
-def build_network(spec: SamSpec, *, image_size: int, num_tokens: int, initialise: bool = True) -> SamNetwork:
+def fresh_keys(mask_decoder: nn.Module) -> tuple[str, ...]:
+    """Prefixes of keys that no checkpoint of SAM can supply because of the upsampler, beside the class-specific ones.
+
+    The first two deconvolutions and the norm between them are SAM's own in either upsampler.
+
+    Args:
+        mask_decoder: What :func:`build_mask_decoder` gave.
+
+    Returns:
+        Prefixes of the network's names; none for SAM's own upsampler.
+    """
+    steps = list(mask_decoder.output_upscaling.named_children())[_SHARED_STEPS:]  # type: ignore[union-attr]
+    return tuple(
+        f"mask_decoder.output_upscaling.{name}." for name, step in steps if any(True for _ in step.parameters())
+    )
+
+
+def _progressive_upsampler() -> nn.Sequential:
+    """Four deconvolutions, each followed by GELU, with a norm between but not at the end."""
+    layers: list[nn.Module] = []
+    for coarse, fine in pairwise((PROMPT_DIM, *PROGRESSIVE_WIDTHS)):
+        layers.append(nn.ConvTranspose2d(coarse, fine, kernel_size=2, stride=2))
+        if fine != PROGRESSIVE_WIDTHS[-1]:
+            layers.append(imports.image_encoder.LayerNorm2d(fine))
+        layers.append(nn.GELU())
+    return nn.Sequential(*layers)
+
+
+def build_network(
+    spec: SamSpec, *, image_size: int, num_tokens: int, upsampler: Upsampler = "sam", initialise: bool = True
+) -> SamNetwork:
     """SAM of any size with random weights from torch's current generator.
 
     Args:
         spec: The encoder's widths and depths.
         image_size: Input side S in pixels.
         num_tokens: Mask tokens T, at least 1.
+        upsampler: As for :func:`build_mask_decoder`.
         initialise: Draw the encoder's weights; without it they must be loaded.
     """
     encoder = build_encoder(spec, image_size=image_size, initialise=initialise)
-    return SamNetwork(encoder, image_size=image_size, num_tokens=num_tokens)
+    return SamNetwork(encoder, image_size=image_size, num_tokens=num_tokens, upsampler=upsampler)

@@ -1,6 +1,8 @@
-"""Slices, tiles and mirrored views through a model whose answer is known."""
+"""Slices, slabs, tiles and mirrored views through a model whose answer is known."""
 
 from __future__ import annotations
+
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -8,19 +10,42 @@ import torch
 from torch import nn
 
 from samunet.artifacts.plan import resolve_recipe
+from samunet.core.errors import ConfigError
+from samunet.inference import sliding
 from samunet.inference.sliding import SlidingOptions, SlidingPredictor, gather_channels
-from tests.planted import PlantedModel
+from tests.planted import THRESHOLD, PlantedModel
 from tests.samples import make_plan, make_recipe
 
 
-def predict(data: np.ndarray, *, tile: int, models=None, mirror=(), context: int = 0, batch: int = 4) -> torch.Tensor:
-    """All slices of a volume as one tensor (T, S, H, W)."""
+class SlabModel(nn.Module):
+    """Class 1 gets what a function makes of the slabs (slabs, D, V, V) of the middle channel; calls are counted."""
+
+    def __init__(self, function=lambda slabs: slabs) -> None:
+        super().__init__()
+        self.function = function
+        self.calls: list[tuple[int, int]] = []
+
+    def forward(self, images: torch.Tensor, *, depth: int = 1) -> torch.Tensor:
+        """(slabs * D, C, V, V) to (slabs * D, 2, V, V)."""
+        self.calls.append((len(images) // depth, depth))
+        slabs = images[:, images.shape[1] // 2].unflatten(0, (-1, depth))
+        maps = self.function(slabs).flatten(0, 1) - THRESHOLD
+        return torch.stack([-maps, maps], 1)
+
+
+def make_predictor(*, tile: int, models=None, mirror=(), context: int = 0, batch: int = 4, **slabs) -> SlidingPredictor:
+    """A predictor without zoom."""
     plan = make_plan(recipes={"none": {"cpu": make_recipe(input_size=tile, tile_vox=tile)}})
     recipe = resolve_recipe(plan.configuration("2d"), "none", "cpu")
     options = SlidingOptions(
-        context=context, tile_overlap=0.5, mirror_axes=mirror, batch_size=batch, device="cpu", precision="fp32"
+        context=context, tile_overlap=0.5, mirror_axes=mirror, batch_size=batch, device="cpu", precision="fp32", **slabs
     )
-    found = list(SlidingPredictor(models or [PlantedModel()], recipe, options).slices(data))
+    return SlidingPredictor(models or [PlantedModel()], recipe, options)
+
+
+def predict(data: np.ndarray, **options) -> torch.Tensor:
+    """All slices of a volume as one tensor (T, S, H, W)."""
+    found = list(make_predictor(**options).slices(data))
     assert [index for index, _ in found] == list(range(data.shape[1]))
     return torch.stack([logits for _, logits in found], 1)
 
@@ -77,3 +102,88 @@ def test_channels_of_a_slice_are_its_neighbours_in_order():
     assert gather_channels(data, 0, 1).ravel().tolist() == [0, 0, 1, 4, 4, 5]
     assert gather_channels(data, 2, 0).ravel().tolist() == [2, 6]
     assert gather_channels(data[:1], 3, 0).ravel().tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("num_slices", [1, 2, 3, 4, 5, 11])
+@pytest.mark.parametrize("depth", [1, 2, 4, 5])
+@pytest.mark.parametrize(("overlap", "batch"), [(0.5, 8), (0.0, 1), (0.8, 5)])
+def test_slabs_of_a_model_that_ignores_depth_change_nothing(num_slices: int, depth: int, overlap: float, batch: int):
+    """Tiled, mirrored, with context, deeper or shorter than the slab: the same as slice by slice."""
+    data = np.random.default_rng(2).normal(50, 30, (1, num_slices, 20, 13)).astype(np.float32)
+    alike = {"tile": 16, "mirror": (1,), "context": 1}
+    single = predict(data, **alike)
+    slabs = predict(data, models=[SlabModel()], slab_depth=depth, depth_overlap=overlap, batch=batch, **alike)
+    assert torch.allclose(slabs, single, atol=1e-3)
+
+
+def test_a_slab_holds_its_own_slices_in_order():
+    """What a model says about slab positions is blended by a Gaussian around each slab's middle."""
+
+    def position(slabs: torch.Tensor) -> torch.Tensor:
+        return torch.arange(4.0)[None, :, None, None] * 10 + slabs
+
+    data = np.broadcast_to(np.arange(10, dtype=np.float32)[None, :, None, None] * 100, (1, 10, 20, 20)).copy()
+    found = predict(data, tile=16, models=[SlabModel(position)], slab_depth=4, batch=12)[1] + THRESHOLD
+    weights = np.exp(-0.5 * ((np.arange(4) - 1.5) / 0.5) ** 2)
+    total, covered = np.zeros(10), np.zeros(10)
+    for first in (0, 2, 4, 6):
+        total[first : first + 4] += weights * np.arange(4) * 10
+        covered[first : first + 4] += weights
+    expected = torch.from_numpy(total / covered + np.arange(10) * 100)[:, None, None].float()
+    assert torch.allclose(found, expected.expand(10, 20, 20), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("num_slices", "depth", "batch", "expected"),
+    [
+        (7, 3, 8, [(2, 3), (2, 3), (1, 3)]),
+        (7, 3, 2, [(1, 3)] * 5),
+        (2, 5, 8, [(1, 2)]),
+        (1, 5, 8, [(1, 1)]),
+        (5, 1, 2, [(2, 1), (2, 1), (1, 1)]),
+    ],
+)
+def test_forwards_hold_whole_slabs(num_slices: int, depth: int, batch: int, expected: list[tuple[int, int]]):
+    """batch_size counts slices, at least one slab goes at a time, a short volume is one slab of its own depth."""
+    model = SlabModel()
+    predict(np.zeros((1, num_slices, 16, 16), np.float32), tile=16, models=[model], slab_depth=depth, batch=batch)
+    assert model.calls == expected
+
+
+def test_slices_come_as_soon_as_their_slabs_are_done():
+    """With slabs of 4 every 2 slices, two slices come after each forward and the last four after the last."""
+    model = SlabModel()
+    stream = make_predictor(tile=16, models=[model], slab_depth=4, batch=4).slices(np.zeros((1, 12, 8, 8), np.float32))
+    done = [len(model.calls) for _ in stream]
+    assert done == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5]
+
+
+def test_only_slices_of_unfinished_slabs_are_kept(monkeypatch: pytest.MonkeyPatch):
+    """However deep the volume, no more sums of slices live than a slab has slices."""
+    living: WeakSet[sliding._SliceSum] = WeakSet()
+    created = sliding._SliceSum.__init__
+
+    def counted(self: sliding._SliceSum, *args: object) -> None:
+        created(self, *args)
+        living.add(self)
+
+    monkeypatch.setattr(sliding._SliceSum, "__init__", counted)
+    stream = make_predictor(tile=16, models=[SlabModel()], slab_depth=4, batch=8)
+    counts = [len(living) for _ in stream.slices(np.zeros((1, 30, 8, 8), np.float32))]
+    assert len(counts) == 30
+    assert 0 < max(counts) <= 4
+
+
+def test_mirrored_views_keep_the_order_of_slices():
+    """Mirroring is in plane only: a model that accumulates along depth gets the same slabs."""
+    data = np.random.default_rng(3).normal(size=(1, 6, 16, 16)).astype(np.float32)
+    options = {"tile": 16, "slab_depth": 6, "models": [SlabModel(lambda slabs: slabs.cumsum(1))]}
+    assert torch.allclose(predict(data, mirror=(0, 1), **options), predict(data, **options), atol=1e-4)
+    assert torch.allclose(predict(data, **options)[1] + THRESHOLD, torch.from_numpy(data[0].cumsum(0)), atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"slab_depth": 0}, {"slab_depth": 2, "depth_overlap": 1.0}])
+def test_impossible_slabs_are_errors(wrong: dict[str, float]):
+    """Slabs without slices and full overlap are refused."""
+    with pytest.raises(ConfigError):
+        predict(np.zeros((1, 5, 8, 8), np.float32), tile=16, models=[SlabModel()], **wrong)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samunet.artifacts.method import EncoderMethod, Lora, Method
 from samunet.artifacts.model_spec import SamSpec
-from samunet.artifacts.plan import IntensityMap, ResolvedRecipe
+from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, ResolvedRecipe
 from samunet.core.files import sha256_file
 from samunet.models.build import BuiltModel, build_model
 from samunet.models.sam.network import build_network
@@ -30,6 +31,11 @@ SMALL_TINY = SamSpec(
     stage_windows=(7, 7, 14, 7),
     pretrained=("mobile_sam", "ssl"),
 )
+METHODS = {
+    "full": Method(encoder=EncoderMethod(train="full")),
+    "lora": Method(encoder=EncoderMethod(train="adapters", adapters=(Lora(),))),
+    "frozen": Method(encoder=EncoderMethod(train="frozen")),
+}
 BOTH_FAMILIES = ("vit_xs", "vit_t_xs")
 
 
@@ -41,13 +47,15 @@ def recipe(**changes: Any) -> ResolvedRecipe:
         "backbone": "vit_t_xs",
         "input_size": 112,
         "tile_vox": 64,
-        "encoder_tuning": "full",
-        "lora_rank": 4,
-        "lora_targets": ("q", "v"),
+        "method": METHODS["full"],
+        "slab_depth": 1,
+        "attention": "upstream",
         "intensity_map": IntensityMap(kind="identity"),
+        "loss": LossWeights(),
         "learning_rate": 1e-3,
         "weight_decay": 0.1,
         "warmup_steps": 1,
+        "decay": Decay(),
         "batch_size": 2,
         "accumulation_steps": 1,
         "iterations": 1,
@@ -56,6 +64,7 @@ def recipe(**changes: Any) -> ResolvedRecipe:
         "precision": "fp32",
         "checkpointing": False,
         "ema_decay": 0.0,
+        "augmentation": "full",
         "foreground_fraction": 0.5,
         "memory_gib": 1.0,
     }

@@ -8,11 +8,19 @@ import pytest
 import torch
 
 from samunet.artifacts.model_spec import get_spec
-from samunet.artifacts.plan import ResolvedRecipe
 from samunet.core.errors import ConfigError
 from samunet.models.build import build_model
 from samunet.models.segmentation import SegmentationModel
-from tests.unit.models.model_helpers import BOTH_FAMILIES, base_file, build, images, perturb, recipe, state_copy
+from tests.unit.models.model_helpers import (
+    BOTH_FAMILIES,
+    METHODS,
+    base_file,
+    build,
+    images,
+    perturb,
+    recipe,
+    state_copy,
+)
 
 NETWORK = "network."
 
@@ -36,7 +44,7 @@ def _step(model: SegmentationModel, num_steps: int = 2) -> None:
 
 def _adapted(tmp_path: Path, backbone: str, tuning: str, **changes: object) -> SegmentationModel:
     file = base_file(tmp_path, get_spec(backbone), image_size=112)
-    chosen = recipe(backbone=backbone, encoder_tuning=tuning, weights_kind="ssl", **changes)
+    chosen = recipe(backbone=backbone, method=METHODS[tuning], weights_kind="ssl", **changes)
     return build(chosen, weights=file).model
 
 
@@ -97,14 +105,12 @@ def test_adapters_start_as_the_identity_of_the_base(tmp_path: Path, backbone: st
 def test_trainable_counts(backbone: str, tuning: str, count: int) -> None:
     """Adapters, decoder and "no mask" embedding train; the mask-quality head, which feeds no output, does not."""
     from samunet.models.channels import build_channel_input
-    from samunet.models.peft.inject import inject
-    from samunet.models.peft.lora import LoraInjector
+    from samunet.models.peft.inject import inject_adapters
     from samunet.models.sam.network import build_network
 
     network = build_network(get_spec(backbone), image_size=64, num_tokens=2, initialise=backbone == "vit_t")
-    if tuning == "lora":
-        inject(network.image_encoder, [LoraInjector()])
-    model = SegmentationModel(network, channel_input=build_channel_input("direct", 3), encoder_tuning=tuning)
+    inject_adapters(network.image_encoder, METHODS[tuning].encoder.adapters)
+    model = SegmentationModel(network, channel_input=build_channel_input("direct", 3), method=METHODS[tuning])
     groups = model.trainable_parameters()
     assert sum(p.numel() for group in groups.values() for p in group) == count
 
@@ -162,7 +168,7 @@ def test_seed_alone_decides_the_start(backbone: str) -> None:
 def test_new_parameters_depend_on_the_seed_and_loaded_ones_do_not(tmp_path: Path) -> None:
     """With weights, the seed decides the class-specific parts and adapters only."""
     file = base_file(tmp_path, get_spec("vit_xs"), image_size=112)
-    chosen = recipe(backbone="vit_xs", encoder_tuning="lora", weights_kind="ssl")
+    chosen = recipe(backbone="vit_xs", method=METHODS["lora"], weights_kind="ssl")
     first, second = (build(chosen, weights=file, seed=seed) for seed in (1, 2))
     report = first.load_report
     differing = {
@@ -177,9 +183,8 @@ def test_new_parameters_depend_on_the_seed_and_loaded_ones_do_not(tmp_path: Path
 @pytest.mark.parametrize("tuning", ["lora", "frozen"])
 def test_a_random_encoder_is_never_frozen(tuning: str) -> None:
     """Without weights there is nothing to preserve: adapting or freezing is refused with what to do."""
-    with pytest.raises(ConfigError, match="nothing to preserve") as caught:
-        build(recipe(encoder_tuning=tuning))
-    assert "encoder_tuning to full" in str(caught.value.todo)
+    with pytest.raises(ConfigError, match=r"encoder\.train to full"):
+        build(recipe(method=METHODS[tuning]))
 
 
 @pytest.mark.parametrize("planned", ["sam", "none"])
@@ -197,7 +202,7 @@ def test_weights_must_be_of_the_recipes_kind(tmp_path: Path, planned: str) -> No
 def test_projection_trains_even_before_a_frozen_encoder(tmp_path: Path) -> None:
     """Two channels are projected, and the projection receives a gradient through the frozen encoder."""
     file = base_file(tmp_path, get_spec("vit_xs"), image_size=112)
-    chosen = recipe(backbone="vit_xs", encoder_tuning="frozen", weights_kind="ssl")
+    chosen = recipe(backbone="vit_xs", method=METHODS["frozen"], weights_kind="ssl")
     model = build_model(chosen, num_tokens=2, num_input_channels=2, channels="projection", weights=file, seed=0).model
     model(images(2)[:, :2]).square().mean().backward()
     gradient = model.channel_input.conv.weight.grad
@@ -219,12 +224,3 @@ def test_recipe_switches_checkpointing(tmp_path: Path, backbone: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     model.set_checkpointing(True)
     assert model.network.image_encoder.checkpointing
-
-
-def test_unknown_tuning_is_refused() -> None:
-    """A tuning that does not exist is named with those that do."""
-    chosen: ResolvedRecipe = recipe()
-    model = build(chosen).model
-    with pytest.raises(ConfigError, match="encoder_tuning") as caught:
-        SegmentationModel(model.network, channel_input=model.channel_input, encoder_tuning="half")
-    assert caught.value.found == "half"

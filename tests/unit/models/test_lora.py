@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from samunet.artifacts.method import Lora
 from samunet.artifacts.model_spec import SamSpec, get_spec
 from samunet.core.errors import ConfigError
-from samunet.models.peft.inject import inject
-from samunet.models.peft.lora import LoraInjector, LoraLinear, qkv_rows
+from samunet.models.peft.lora import LoraLinear, inject_lora, qkv_rows
 from samunet.models.peft.protocol import AdapterModule, MergeableModule
 from samunet.models.peft.state import adapter_parameters, merge
 from samunet.models.sam.encoder import TinyVitEncoder, VitEncoder, build_encoder
@@ -43,7 +43,7 @@ def test_published_parameter_counts(name: str, targets: tuple[str, ...], count: 
     spec = get_spec(name)
     with torch.device("meta"):
         encoder = TinyVitEncoder(spec) if spec.family == "tiny_vit" else VitEncoder(spec, image_size=1024)
-        inject(encoder, [LoraInjector(targets=targets, rank=4)])
+        inject_lora(encoder, Lora(targets=targets, rank=4))
     assert sum(p.numel() for p in adapter_parameters(encoder).values()) == count
 
 
@@ -55,7 +55,7 @@ def test_adapters_start_as_the_identity(spec: SamSpec, size: int) -> None:
     perturb(encoder)
     with torch.no_grad():
         before = encoder(images(2, size=size))
-        inject(encoder, [LoraInjector(targets=("q", "k", "v", "o"), rank=3)])
+        inject_lora(encoder, Lora(targets=("q", "k", "v", "o"), rank=3))
         assert torch.equal(encoder(images(2, size=size)), before)
 
 
@@ -64,7 +64,7 @@ def test_upstream_keys_stay_and_adapters_are_beside_them(spec: SamSpec) -> None:
     """After injection all upstream keys exist with the same values, and every other key is an adapter's."""
     encoder = build_encoder(spec, image_size=64)
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
-    inject(encoder, [LoraInjector()])
+    inject_lora(encoder, Lora())
     after = encoder.state_dict()
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     assert set(after) - set(before) == set(adapter_parameters(encoder))
@@ -127,7 +127,7 @@ def test_merging_keeps_the_output_and_can_be_repeated(spec: SamSpec) -> None:
     """A merged encoder gives the unmerged one's embeddings under upstream's keys; merging again changes nothing."""
     encoder = build_encoder(spec, image_size=112).eval().double()
     keys = set(encoder.state_dict())
-    inject(encoder, [LoraInjector(targets=("q", "v", "o"), rank=3, alpha=6)])
+    inject_lora(encoder, Lora(targets=("q", "v", "o"), rank=3, alpha=6))
     perturb(encoder, scale=0.02)
     with torch.no_grad():
         unadapted = {k: t for k, t in encoder.state_dict().items() if k in keys}
@@ -146,31 +146,38 @@ def test_merging_keeps_the_output_and_can_be_repeated(spec: SamSpec) -> None:
 def test_some_blocks_only(spec: SamSpec) -> None:
     """With a choice of blocks, only those are adapted."""
     encoder = build_encoder(spec, image_size=64)
-    inject(encoder, [LoraInjector(blocks=(2,))])
+    inject_lora(encoder, Lora(blocks=(-1, 2)))
     adapted = [isinstance(attention.qkv, LoraLinear) for attention in encoder.attention_layers()]
     assert adapted == [False, False, True]
 
 
-@pytest.mark.parametrize(
-    ("injector", "word"),
-    [
-        (LoraInjector(targets=("q", "x")), "adapt"),
-        (LoraInjector(targets=()), "adapt"),
-        (LoraInjector(rank=0), "rank"),
-        (LoraInjector(blocks=(3,)), "blocks"),
-    ],
-)
-def test_what_does_not_exist_is_refused(injector: LoraInjector, word: str) -> None:
-    """Unknown targets, no target, rank zero and unknown blocks are errors that say what is possible."""
-    with pytest.raises(ConfigError, match=word) as caught:
-        inject(build_encoder(SMALL_VIT, image_size=64), [injector])
-    assert caught.value.expected
+@SPECS
+def test_the_mlp_can_be_adapted(spec: SamSpec) -> None:
+    """With targets in the MLP its two layers are replaced, 5 D r parameters each, and the attention is left alone."""
+    encoder = build_encoder(spec, image_size=64)
+    inject_lora(encoder, Lora(targets=("mlp1", "mlp2"), rank=3, alpha=1.5, blocks=(-1,)))
+    dim = encoder.token_dims()[-1]
+    layers = [m for m in encoder.attention_blocks()[-1].mlp.modules() if isinstance(m, LoraLinear)]
+    assert [layer.scaling for layer in layers] == [0.5, 0.5]
+    assert [sum(layer.get_parameter(n).numel() for n in layer.adapter_params()) for layer in layers] == [15 * dim] * 2
+    assert sum(isinstance(m, LoraLinear) for m in encoder.modules()) == 2
 
 
-def test_adapting_twice_is_refused() -> None:
+@pytest.mark.parametrize("blocks", [(3,), (-4,), (0, 7)])
+def test_unknown_blocks_are_refused(blocks: tuple[int, ...]) -> None:
+    """Blocks that do not exist are an error that says which exist."""
+    with pytest.raises(ConfigError, match="blocks") as caught:
+        inject_lora(build_encoder(SMALL_VIT, image_size=64), Lora(blocks=blocks))
+    assert caught.value.expected == "0 to 2, or -3 to -1 from the end"
+
+
+@pytest.mark.parametrize("targets", [("q",), ("o",), ("mlp2",)])
+def test_adapting_twice_is_refused(targets: tuple[str, ...]) -> None:
     """A layer that already carries LoRA is not wrapped again."""
+    encoder = build_encoder(SMALL_VIT, image_size=64)
+    inject_lora(encoder, Lora(targets=targets))
     with pytest.raises(ConfigError, match="plain linear"):
-        inject(build_encoder(SMALL_VIT, image_size=64), [LoraInjector(), LoraInjector()])
+        inject_lora(encoder, Lora(targets=targets))
 
 
 def test_lora_follows_the_protocols() -> None:
@@ -186,7 +193,7 @@ def test_lora_follows_the_protocols() -> None:
 def test_float32_merge_is_exact_to_rounding() -> None:
     """In float32 the merged ViT differs from the unmerged one by rounding only."""
     encoder = build_encoder(SMALL_VIT, image_size=224).eval()
-    inject(encoder, [LoraInjector()])
+    inject_lora(encoder, Lora())
     _trained(encoder)
     with torch.no_grad():
         unmerged = encoder(images(1, size=224))

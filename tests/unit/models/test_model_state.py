@@ -16,7 +16,7 @@ from samunet.models.sam.network import GAUSSIAN
 from samunet.models.segmentation import SegmentationModel
 from samunet.models.state import load_trained_state, trained_state
 from samunet.models.weights import WeightsFile
-from tests.unit.models.model_helpers import BOTH_FAMILIES, base_file, build, images, recipe
+from tests.unit.models.model_helpers import BOTH_FAMILIES, METHODS, base_file, build, images, recipe
 
 CASES = [
     (backbone, tuning, kind)
@@ -30,7 +30,7 @@ Trained = tuple[ResolvedRecipe, WeightsFile | None, SegmentationModel]
 def _trained(tmp_path: Path, backbone: str, tuning: str, kind: str) -> Trained:
     """A model after a training step, from a base made for another input size."""
     file = None if kind == "none" else base_file(tmp_path, get_spec(backbone), image_size=64)
-    chosen = recipe(backbone=backbone, encoder_tuning=tuning, weights_kind=kind)
+    chosen = recipe(backbone=backbone, method=METHODS[tuning], weights_kind=kind)
     model = build(chosen, weights=file, seed=11).model
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.01)
@@ -64,7 +64,7 @@ def test_nothing_is_stored_that_the_base_supplies(trained: Trained) -> None:
     """With an adapted or frozen encoder, exactly what equals the base is left out; otherwise the state is complete."""
     chosen, file, model = trained
     complete, stored = model.state_dict(), trained_state(model)
-    assert needs_base(chosen) == (chosen.encoder_tuning != "full")
+    assert needs_base(chosen) == (chosen.method.encoder.train != "full")
     if not needs_base(chosen):
         assert set(stored) == set(complete)
         assert f"network.{GAUSSIAN}" in stored

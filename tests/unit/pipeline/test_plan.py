@@ -61,12 +61,15 @@ def run(workspace: Workspace, **options: object) -> tuple[module.PlanResult, Sil
 
 
 def test_everything_is_written(workspace: Workspace) -> None:
-    """Fingerprint, plan, dataset.json, splits and one store for both configurations, and nothing half-written."""
+    """Fingerprint, plan, dataset.json, splits, a store for slices and one for slabs, and nothing half-written."""
     result, _ = run(workspace)
     files = {path.name for path in result.folder.iterdir()}
-    (store,) = result.stores
-    assert files == {"dataset_fingerprint.json", "plans.json", "dataset.json", "splits_final.json", store.name}
-    assert len(CaseStore(store, spec=result.plan.store_spec("2d")).names()) == 6
+    stores = {path.name: path for path in result.stores}
+    assert files == {"dataset_fingerprint.json", "plans.json", "dataset.json", "splits_final.json", *stores}
+    for name in ("2d", "2.5d", "3d"):
+        store = stores[result.plan.store_key(name)]
+        assert len(CaseStore(store, spec=result.plan.store_spec(name)).names()) == 6
+    assert len(stores) == 2
     assert len(json.loads(workspace.splits_file(NAME).read_text())) == 5
     assert load_plan(workspace.plan_file(NAME)) == result.plan
     assert not result.failed

@@ -7,14 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from samunet.artifacts.method import EncoderMethod, Lora, Method, NoDepth
 from samunet.artifacts.model_spec import get_spec
 from samunet.planners import hardware, memory, peft, schedule
 
 GIB = 1 << 30
 
 
+def lora(rank: int = 4, targets: tuple[str, ...] = ("q", "v")) -> Method:
+    return Method(encoder=EncoderMethod(train="adapters", adapters=(Lora(rank=rank, targets=targets),)))
+
+
+METHODS = {
+    "full": Method(encoder=EncoderMethod(train="full")),
+    "lora": lora(),
+    "frozen": Method(encoder=EncoderMethod(train="frozen")),
+}
+
+
 def load(name: str = "vit_b", size: int = 224, **changes: object) -> memory.Load:
-    base = memory.Load(get_spec(name), size, size // 4, 3, 1, "full")
+    base = memory.Load(get_spec(name), size, size // 4, 3, 1, METHODS["full"])
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
@@ -44,17 +56,17 @@ def test_parameters_and_saved_activations_are_those_of_the_modules(name: str) ->
     measured = sum(entry[0] for entry in saved.values())  # type: ignore[index]
     one = load(name, tile_vox=1)
     per_slice = memory.training_bytes(replace(one, slices=2)) - memory.training_bytes(one)
-    scores = 2 * 4 * max(s for _, s, _ in memory._block_elements(get_spec(name), 224))
+    scores = 2 * 4 * max(s for _, s, _ in memory._block_elements(one))
     assert per_slice - scores == pytest.approx(measured, rel=0.15)
     assert schedule.forward_gflop(get_spec(name), 224, 3) == pytest.approx(flops.get_total_flops() / 1e9, rel=0.15)
 
 
 def test_published_orders_of_memory() -> None:
     """At 1024 px full fine-tuning needs more than LoRA, LoRA more than frozen, checkpointing a fraction."""
-    full, lora, frozen = (memory.training_bytes(load(size=1024, tuning=t)) for t in ("full", "lora", "frozen"))
+    full, lora, frozen = (memory.training_bytes(load(size=1024, method=METHODS[t])) for t in ("full", "lora", "frozen"))
     assert full > lora > 1.5 * frozen
     assert 0.5 * GIB < full - lora < 1.5 * GIB
-    kept = memory.training_bytes(load(size=1024, tuning="lora", checkpointing=True))
+    kept = memory.training_bytes(load(size=1024, method=METHODS["lora"], checkpointing=True))
     assert kept < 0.6 * lora
 
 
@@ -110,17 +122,18 @@ def test_rank_grows_with_slices_and_classes(slices: int, classes: int, expected:
 
 def test_learning_rates() -> None:
     """SAMed's rate at its rank and batch, falling with rank, within limits; small where pretrained weights move."""
-    assert peft.learning_rate("lora", weights="sam", rank=4, batch=24)[0] == 5e-3
-    assert peft.learning_rate("lora", weights="sam", rank=8, batch=24)[0] == 2.5e-3
-    assert peft.learning_rate("lora", weights="sam", rank=8, batch=1)[0] == 1e-3
-    assert peft.learning_rate("full", weights="sam", rank=4, batch=8)[0] <= 1e-4
-    assert peft.learning_rate("full", weights="none", rank=4, batch=8)[0] == peft.FROM_SCRATCH_RATE
+    assert peft.learning_rate(METHODS["lora"], weights="sam", batch=24)[0] == 5e-3
+    assert peft.learning_rate(lora(8), weights="sam", batch=24)[0] == 2.5e-3
+    assert peft.learning_rate(lora(4, ("q", "k", "v", "o")), weights="sam", batch=24)[0] == 2.5e-3
+    assert peft.learning_rate(lora(8), weights="sam", batch=1)[0] == 1e-3
+    assert peft.learning_rate(METHODS["full"], weights="sam", batch=8)[0] <= 1e-4
+    assert peft.learning_rate(METHODS["full"], weights="none", batch=8)[0] == peft.FROM_SCRATCH_RATE
 
 
 def test_what_trains() -> None:
     """Everything from random weights, adapters otherwise."""
-    assert peft.encoder_tuning("none")[0] == "full"
-    assert peft.encoder_tuning("sam")[0] == "lora"
+    assert peft.encoder_method("none", 100, 1, depth=NoDepth())[0].train == "full"
+    assert peft.encoder_method("sam", 100, 1, depth=NoDepth())[0] == METHODS["lora"].encoder
 
 
 def test_a_given_budget_is_used_and_says_so() -> None:

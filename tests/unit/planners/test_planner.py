@@ -28,12 +28,13 @@ def recipe(found: Plan, weights: str = "none", device: str = "cpu") -> ResolvedR
 def test_a_volume_dataset_plans_both_configurations() -> None:
     """One channel and many slices give 2d and 2.5d, each with a recipe for every weights and device."""
     found = plan([facts.case()] * 5)
-    assert list(found.configurations) == ["2d", "2.5d"]
+    assert list(found.configurations) == ["2d", "2.5d", "3d", "2d_medsam"]
     assert found.recommended.value == "2.5d"
     assert found.configurations["2.5d"].context_slices.value == 1
     assert found.configurations["2d"].channels.value == "repeat"
-    for configuration in found.configurations.values():
-        assert set(configuration.recipes) == set(WEIGHTS_KINDS)
+    for name, configuration in found.configurations.items():
+        kinds = {"medsam", "sam"} if name == "2d_medsam" else set(WEIGHTS_KINDS)
+        assert set(configuration.recipes) == kinds
         assert all(set(devices) == set(DEVICE_CLASSES) for devices in configuration.recipes.values())
     assert found.store_key("2d") == found.store_key("2.5d")
 
@@ -43,7 +44,7 @@ def test_flat_rgb_images() -> None:
     found = plan(
         [facts.case(shape=(1, 300, 400), spacing=(999, 1, 1))] * 8, channels=("rgb_to_0_1", "rgb_to_0_1", "rgb_to_0_1")
     )
-    assert list(found.configurations) == ["2d"]
+    assert list(found.configurations) == ["2d", "2d_medsam"]
     assert found.configuration().channels.value == "direct"
     assert recipe(found, "sam", "gpu").intensity_map.lower == (0.0, 0.0, 0.0)
     assert recipe(found, "sam", "gpu").intensity_map.upper == (1.0, 1.0, 1.0)
@@ -68,7 +69,7 @@ def test_very_thin_and_very_tall_volumes() -> None:
 def test_four_channels_are_projected() -> None:
     """More channels than three go through a projection and get no neighbours."""
     found = plan([facts.case()] * 3, channels=("T1", "T1c", "T2", "FLAIR"))
-    assert list(found.configurations) == ["2d"]
+    assert list(found.configurations) == ["2d", "3d", "2d_medsam"]
     assert found.configuration().channels.value == "projection"
     assert len(recipe(found, "sam", "gpu").intensity_map.lower) == 4
 
@@ -79,7 +80,8 @@ def test_a_hundred_labels_and_regions() -> None:
     data = facts.fingerprint([facts.case()] * 4)
     many = make_plan(data, facts.description(labels=labels), facts.budget())
     few = make_plan(data, facts.description(), facts.budget())
-    assert recipe(many, "sam", "gpu").lora_rank > recipe(few, "sam", "gpu").lora_rank
+    ranks = [recipe(p, "sam", "gpu").method.adapter("lora").rank for p in (many, few)]
+    assert ranks[0] > ranks[1]
     assert recipe(many).memory_gib > recipe(few).memory_gib
     regions = facts.description(labels={"background": 0, "whole": [1, 2], "core": 2}, order=[1, 2])
     assert make_plan(data, regions, facts.budget()).label_spec.num_tokens == 2
@@ -132,9 +134,9 @@ def test_too_little_memory_is_said() -> None:
 def test_larger_inputs_say_what_stopped_them() -> None:
     """The reason of a reduced input names the size that did not fit and why."""
     cases = [facts.case(shape=(30, 240, 240), spacing=(5, 1, 1))] * 10
-    small = plan(cases, gpu=3.0).configuration().recipes["sam"]["gpu"].input_size
+    small = plan(cases, gpu=1.5).configuration().recipes["sam"]["gpu"].input_size
     assert small.value < 896
-    assert "does not fit 3.0 GiB" in small.reason
+    assert "does not fit 1.5 GiB" in small.reason
 
 
 def test_explanation_names_every_decision() -> None:

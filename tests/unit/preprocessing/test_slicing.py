@@ -9,7 +9,6 @@ from samunet.core.errors import ConfigError
 from samunet.preprocessing.slicing import (
     context_indices,
     cut_tile,
-    paste_tile,
     tile_positions,
     tile_starts,
     tile_windows,
@@ -47,14 +46,6 @@ def test_windows_tell_where_tile_and_slice_meet() -> None:
     outer, inner = tile_windows((-2, 3), 6, (3, 9))
     assert outer == (slice(0, 3), slice(3, 9))
     assert inner == (slice(2, 5), slice(0, 6))
-
-
-def test_paste_changes_only_the_tiles_place() -> None:
-    """A pasted tile replaces its own voxels and drops what lies beyond the slice."""
-    array = np.zeros((4, 10))
-    paste_tile(array, np.ones((6, 6)), (-1, 2))
-    assert (array[:, 2:8] == 1).all()
-    assert array.sum() == 24
 
 
 def test_zoom_maps_outer_edges_onto_each_other() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import torch
 
 from samunet.artifacts.plan import Plan, resolve_recipe
 from samunet.artifacts.workspace import Workspace
+from samunet.core.errors import ConfigError
 from samunet.core.labels import IGNORE_INDEX
+from samunet.core.rng import seed_sample
 from samunet.preprocessing.store import CaseStore
-from samunet.training.data import EndlessSampler, SliceDataset, choose_slice, make_loader
+from samunet.training.data import EndlessSampler, SliceDataset, choose_slice, make_loader, slab_places
 from tests.samples import DATASET, make_plan, make_recipe, prepare
 
 CASES = ["case_0", "case_1", "case_2"]
@@ -27,57 +31,147 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
     return plan, workspace.store_folder(DATASET, plan.store_key("2d"))
 
 
-def make_dataset(prepared: tuple[Plan, Path], *, context: int = 0, seed: int = 1, augment: bool = True, tile: int = 32):
+def make_dataset(
+    prepared: tuple[Plan, Path],
+    *,
+    context: int = 0,
+    seed: int = 1,
+    augment: bool = True,
+    tile: int = 32,
+    depth: int = 1,
+) -> SliceDataset:
     """A dataset over the small store."""
     plan, store = prepared
     changed = make_plan(recipes={"none": {"cpu": make_recipe(tile_vox=tile)}})
-    recipe = resolve_recipe(changed.configuration("2d"), "none", "cpu")
+    recipe = replace(resolve_recipe(changed.configuration("2d"), "none", "cpu"), slab_depth=depth)
     return SliceDataset(store, CASES, plan=plan, recipe=recipe, context=context, seed=seed, augment=augment)
+
+
+def slices_shown(prepared: tuple[Plan, Path], image: np.ndarray) -> list[tuple[str, int]]:
+    """Case and index of the slices (D, 30, 26) of an unaugmented sample."""
+    store = CaseStore(prepared[1])
+    volumes = {n: store.open(n).data[0] for n in CASES}
+    found = [[(n, s) for n, v in volumes.items() for s in range(6) if np.array_equal(v[s], one)] for one in image]
+    assert all(len(matches) == 1 for matches in found)
+    return [matches[0] for matches in found]
 
 
 def test_a_sample_is_the_stored_slice_centred_in_its_tile(prepared):
     """Without augmentation image, mask of validity and target are the slice in the middle of zeros and ignore."""
-    dataset = make_dataset(prepared, augment=False)
-    image, valid, target = dataset[(0, 5)]
-    assert image.shape == (3, 32, 32)
-    assert valid.shape == (1, 32, 32)
-    assert target.shape == (1, 32, 32)
-    inside = valid[0] == 1
+    image, valid, target = make_dataset(prepared, augment=False)[(0, 5)]
+    assert image.shape == (1, 3, 32, 32)
+    assert valid.shape == (1, 1, 32, 32)
+    assert target.shape == (1, 1, 32, 32)
+    inside = valid[0, 0] == 1
     assert int(inside.sum()) == 30 * 26
-    assert torch.all(target[0][~inside] == IGNORE_INDEX)
-    assert torch.all(image[:, ~inside] == 0)
-    store = CaseStore(prepared[1])
-    slices = [store.open(n).data[0, s] for n in CASES for s in range(6)]
-    shown = image[0, 1:31, 3:29].numpy()
-    assert any(np.array_equal(shown, s) for s in slices)
+    assert torch.all(target[0, 0][~inside] == IGNORE_INDEX)
+    assert torch.all(image[0][:, ~inside] == 0)
+    assert len(slices_shown(prepared, image[:, 0, 1:31, 3:29].numpy())) == 1
 
 
-def test_context_gives_the_neighbours_as_channels(prepared):
-    """The middle channel is the slice itself, the others its neighbours, repeated at the ends."""
-    store = CaseStore(prepared[1])
-    volumes = {n: store.open(n).data[0] for n in CASES}
-    dataset = make_dataset(prepared, context=1, augment=False)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_context_gives_the_neighbours_as_channels(prepared, depth: int):
+    """The middle channel is the slice itself, the others its neighbours, repeated at the ends of the volume only."""
+    volumes = {n: CaseStore(prepared[1]).open(n).data[0] for n in CASES}
+    dataset = make_dataset(prepared, context=1, augment=False, depth=depth)
     for index in range(20):
-        image = dataset[(0, index)][0][:, 1:31, 3:29].numpy()
-        matches = [(n, s) for n, v in volumes.items() for s in range(6) if np.array_equal(v[s], image[1])]
-        assert len(matches) == 1
-        name, place = matches[0]
-        assert np.array_equal(image[0], volumes[name][max(0, place - 1)])
-        assert np.array_equal(image[2], volumes[name][min(5, place + 1)])
+        image = dataset[(0, index)][0][:, :, 1:31, 3:29].numpy()
+        for channels, (name, place) in zip(image, slices_shown(prepared, image[:, 1]), strict=True):
+            assert np.array_equal(channels[0], volumes[name][max(0, place - 1)])
+            assert np.array_equal(channels[2], volumes[name][min(5, place + 1)])
 
 
-def test_tiles_of_a_large_slice_hold_the_chosen_structure(prepared):
-    """Where the slice exceeds the tile, a forced structure lies inside the tile."""
+@pytest.mark.parametrize("depth", [1, 3, 9])
+def test_tiles_of_a_large_slice_hold_the_chosen_structure(prepared, depth: int):
+    """Where the slice exceeds the tile, a forced structure lies inside the tile, also as one slice of a slab."""
     plan, store = prepared
-    dataset = make_dataset(prepared, augment=False, tile=16)
+    dataset = make_dataset(prepared, augment=False, tile=16, depth=depth)
     records = {n: CaseStore(store).record(n) for n in CASES}
+    forced = 0
     for index in range(30):
-        from samunet.core.rng import seed_sample
-
         choice = choose_slice(records, 0.5, seed_sample(1, 0, index))
         if choice.structure is not None:
+            forced += 1
             wanted = list(plan.label_spec.names).index(choice.structure) + 1
             assert wanted in dataset[(0, index)][2]
+    assert forced > 5
+
+
+def test_a_slab_is_consecutive_slices_with_the_drawn_one_anywhere_in_it(prepared):
+    """Slices of one volume in order, never beyond it, the drawn one as often at each place as the ends allow."""
+    records = {n: CaseStore(prepared[1]).record(n) for n in CASES}
+    dataset = make_dataset(prepared, augment=False, depth=3)
+    positions = Counter()
+    for index in range(60):
+        image, valid, target = dataset[(0, index)]
+        assert image.shape == (3, 3, 32, 32)
+        assert valid.shape == target.shape == (3, 1, 32, 32)
+        names, places = zip(*slices_shown(prepared, image[:, 0, 1:31, 3:29].numpy()), strict=True)
+        choice = choose_slice(records, 0.5, seed_sample(1, 0, index))
+        assert set(names) == {choice.case}
+        assert list(places) == list(range(places[0], places[0] + 3))
+        positions[choice.index - places[0]] += 1
+        labels = CaseStore(prepared[1]).open(choice.case).labels[places[0] : places[0] + 3]
+        assert np.array_equal(target[:, 0, 1:31, 3:29].numpy(), labels)
+        assert valid.sum() == 3 * 30 * 26
+    assert set(positions) == {0, 1, 2}
+
+
+def test_all_slices_of_a_slab_are_cut_at_one_place(prepared):
+    """A tile smaller than the slice shows the same rows and columns of every slice."""
+    volumes = [CaseStore(prepared[1]).open(n).data[0] for n in CASES]
+    dataset = make_dataset(prepared, augment=False, tile=16, depth=3)
+    for index in range(10):
+        image = dataset[(0, index)][0][:, 0].numpy()
+        windows = [np.lib.stride_tricks.sliding_window_view(v, (3, 16, 16)) for v in volumes]
+        assert sum(np.all(w == image, axis=(-3, -2, -1)).sum() for w in windows) == 1
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_volume_shorter_than_the_slab_leaves_slices_without_target(prepared, augment: bool):
+    """Missing slices repeat the edge in the image and are ignored and invalid; the volume lies anywhere in the slab."""
+    dataset = make_dataset(prepared, augment=augment, depth=8)
+    offsets = set()
+    for index in range(20):
+        image, valid, target = dataset[(0, index)]
+        present = valid.flatten(1).any(1).numpy()
+        first = int(np.argmax(present))
+        assert present.tolist() == [first <= place < first + 6 for place in range(8)]
+        assert torch.all(target[~torch.from_numpy(present)] == IGNORE_INDEX)
+        offsets.add(first)
+        if not augment:
+            assert torch.equal(image[0], image[first])
+            assert torch.equal(image[-1], image[first + 5])
+    assert offsets == {0, 1, 2}
+
+
+def test_regions_are_target_maps_of_every_slice(prepared):
+    """Region labels give one 0/1 map per region and slice."""
+    plan, store = prepared
+    regions = make_plan(labels={"background": 0, "ball": [1, 2], "cube": 2}, regions_class_order=(1, 2))
+    recipe = replace(resolve_recipe(regions.configuration("2d"), "none", "cpu"), slab_depth=2)
+    plain = SliceDataset(store, CASES, plan=plan, recipe=recipe, context=0, seed=1, augment=False)
+    overlapping = SliceDataset(store, CASES, plan=regions, recipe=recipe, context=0, seed=1, augment=False)
+    shown = 0
+    for index in range(5):
+        classes, maps = plain[(0, index)][2], overlapping[(0, index)][2]
+        assert maps.shape == (2, 2, 32, 32)
+        assert torch.equal(maps[:, 0] > 0, classes[:, 0] > 0)
+        assert torch.equal(maps[:, 1] == 1, classes[:, 0] == 2)
+        assert torch.equal(maps[:, 0] == IGNORE_INDEX, classes[:, 0] == IGNORE_INDEX)
+        shown += int((maps == 1).sum())
+    assert shown > 0
+
+
+@pytest.mark.parametrize(("num_slices", "depth"), [(1, 1), (7, 1), (7, 3), (7, 7), (4, 7), (1, 5)])
+def test_every_slice_lies_at_every_place_of_the_slab_that_the_volume_allows(num_slices: int, depth: int):
+    """All allowed slabs are drawn and no other; short volumes are wholly in the slab."""
+    generator = np.random.default_rng(0)
+    for index in range(num_slices):
+        drawn = {tuple(slab_places(index, num_slices, depth, generator)) for _ in range(150)}
+        firsts = range(num_slices - depth + 1) if depth <= num_slices else range(num_slices - depth, 1)
+        expected = {tuple(range(f, f + depth)) for f in firsts if f <= index < f + depth}
+        assert drawn == expected
 
 
 def test_forced_draws_hit_every_structure_alike(prepared):
@@ -90,15 +184,36 @@ def test_forced_draws_hit_every_structure_alike(prepared):
     assert all(c.index in records[c.case].label_slices[c.structure] for c in choices if c.structure)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_batches_do_not_depend_on_workers_or_on_where_a_run_resumes(prepared, workers: int):
+@pytest.mark.parametrize(("workers", "depth"), [(0, 1), (1, 1), (2, 1), (2, 2)])
+def test_batches_do_not_depend_on_workers_or_on_where_a_run_resumes(prepared, workers: int, depth: int):
     """Batches 3 to 5 are the same from any number of workers and when starting there."""
-    dataset = make_dataset(prepared)
+    dataset = make_dataset(prepared, depth=depth)
     reference = [dataset[(n // 10, n % 10)] for n in range(12, 24)]
-    loader = make_loader(dataset, 12, batch_size=4, samples_per_epoch=10, num_workers=workers, pin_memory=False)
+    size = 4 * depth
+    loader = make_loader(dataset, 12, batch_size=size, samples_per_epoch=10, num_workers=workers, pin_memory=False)
     flat = [tuple(part[i] for part in batch) for batch in islice(loader, 3) for i in range(4)]
     for got, wanted in zip(flat, reference, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_batch_size_counts_slices(prepared):
+    """Six slices are two slabs of three."""
+    loader = make_loader(
+        make_dataset(prepared, depth=3), 0, batch_size=6, samples_per_epoch=10, num_workers=0, pin_memory=False
+    )
+    image, valid, target = next(iter(loader))
+    assert image.shape == (2, 3, 3, 32, 32)
+    assert valid.shape == target.shape == (2, 3, 1, 32, 32)
+
+
+@pytest.mark.parametrize(("batch_size", "fitting"), [(2, "set batch_size to 3,"), (4, "to 3 or 6"), (7, "to 6 or 9")])
+def test_a_batch_that_holds_no_whole_number_of_slabs_is_refused(prepared, batch_size: int, fitting: str):
+    """The message names the sizes that would do."""
+    dataset = make_dataset(prepared, depth=3)
+    with pytest.raises(ConfigError) as error:
+        make_loader(dataset, 0, batch_size=batch_size, samples_per_epoch=10, num_workers=0, pin_memory=False)
+    assert fitting in str(error.value)
+    assert "slab_depth" in str(error.value)
 
 
 def test_another_seed_or_epoch_gives_other_samples(prepared):

@@ -1,0 +1,212 @@
+"""A base checkpoint for the method benchmarks: SAM of a small backbone, trained to answer prompts on random shapes.
+
+    python -m benchmarks.base_weights --backbone vit_xs --minutes 10 --output FOLDER/vit_xs.pth
+
+Adapting a frozen random encoder shows nothing, and SAM's own weights are not needed to compare methods. The network
+learns from boxes, clicks and corrections on generated images (`benchmarks.shapes`), as SAM did on photographs, and is
+written in the layout of a SAM checkpoint, which `--weights sam:FILE` reads. It says nothing about real SAM weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.shapes import random_image
+from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
+from samunet.artifacts.plan import IntensityMap
+from samunet.core.files import atomic_path, sha256_file, write_json
+from samunet.inference.encode import map_intensities
+from samunet.inference.simulation import clicks, error_click, jittered_box, largest_object, tight_box
+from samunet.models.decoders.promptable import PromptBatch, predict_prompted
+from samunet.models.sam.network import SamNetwork, build_network
+from samunet.pipeline.provenance import describe
+from samunet.training.optim import MovingAverage, learning_rate_factor, set_learning_rate
+from samunet.training.prompted import actual_iou
+
+SIDE, BATCH, NUM_IMAGES, NUM_HELD_OUT = 224, 8, 600, 64
+LOSS_SIDE, LOSS_STEP = 112, 2
+RATES = {"vit": 1e-3, "tiny_vit": 2e-3}
+PIXELS = IntensityMap(kind="sam_pixels", lower=(0.0,), upper=(1.0,))
+Image = tuple[NDArray[np.float32], NDArray[np.uint8]]
+
+
+def main() -> None:
+    """Train and write the checkpoint and what it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    generator = np.random.default_rng(options.seed)
+    images = [random_image(generator, SIDE) for _ in range(NUM_IMAGES + NUM_HELD_OUT)]
+    network, steps, loss = train(options.backbone, images[NUM_HELD_OUT:], minutes=options.minutes, seed=options.seed)
+    scores = {kind: held_out_iou(network, images[:NUM_HELD_OUT], box=kind == "box") for kind in ("box", "click")}
+    save(network, options.output)
+    write_json(
+        options.output.with_suffix(".json"),
+        {
+            "backbone": options.backbone,
+            "minutes": options.minutes,
+            "steps": steps,
+            "seed": options.seed,
+            "last_loss": loss,
+            "held_out_iou": scores,
+            "sha256": sha256_file(options.output),
+            "provenance": describe(),
+        },
+    )
+    print(f"{options.output}: {steps} steps, held-out IoU {scores}")
+
+
+def train(backbone: str, images: list[Image], *, minutes: float, seed: int) -> tuple[SamNetwork, int, float]:
+    """Train a network for some minutes; returns it in eval mode, its steps and last mean loss."""
+    torch.manual_seed(seed)
+    generator = np.random.default_rng(seed + 1)
+    spec = get_spec(backbone)
+    network = build_network(spec, image_size=SIDE, num_tokens=STOCK_TOKENS).train()
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATES[spec.family])
+    average = MovingAverage(network, 0.998)
+    began, step, recent = time.monotonic(), 0, [0.0]
+    while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
+        set_learning_rate(optimizer, RATES[spec.family] * learning_rate_factor(step, progress, warmup_steps=100))
+        picked = [random_view(images[int(generator.integers(len(images)))], generator) for _ in range(BATCH)]
+        loss = batch_loss(network, picked, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        average.update()
+        step += 1
+        recent = [*recent[-49:], loss.item()]
+        if step % 100 == 0:
+            print(f"{progress:5.1%} step {step} loss {np.mean(recent):.3f}", flush=True)
+    average.swap()
+    return network.eval(), step, float(np.mean(recent))
+
+
+def random_view(image: Image, generator: np.random.Generator) -> Image:
+    """Flipped and turned by right angles, contrast inverted at random."""
+    pixels, labels = (np.rot90(part, int(generator.integers(4))) for part in image)
+    if generator.random() < 0.5:
+        pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+    pixels = 1 - pixels if generator.random() < 0.5 else pixels
+    return np.ascontiguousarray(pixels), np.ascontiguousarray(labels)
+
+
+def batch_loss(network: SamNetwork, picked: list[Image], generator: np.random.Generator) -> Tensor:
+    """One object per image, prompted by a box or a click, and half of the time corrected by one more click.
+
+    A single click is ambiguous: besides token 0, only the best of the other tokens learns from it, as in SAM.
+    """
+    masks = np.stack([random_object(labels, generator) for _, labels in picked])
+    embeddings = network.image_encoder(encode([pixels for pixels, _ in picked]))
+    use_box = bool(generator.random() < 0.5)
+    prompts = first_prompts(masks, generator, box=use_box)
+    target = torch.from_numpy(masks[:, None].astype(np.int16))
+    losses, logits = answer_loss(network, embeddings, prompts, target, ambiguous=not use_box)
+    if generator.random() < 0.5:
+        prompts = corrected(prompts, logits.detach(), masks, generator)
+        again, _ = answer_loss(network, embeddings, prompts, target, ambiguous=False)
+        losses = (losses + again) / 2
+    return losses
+
+
+def answer_loss(
+    network: SamNetwork, embeddings: Tensor, prompts: PromptBatch, target: Tensor, *, ambiguous: bool
+) -> tuple[Tensor, Tensor]:
+    """BCE + Dice, and the squared error of the estimated IoU of all tokens; with token 0's logits (B, 1, S/4, S/4)."""
+    logits, quality = predict_prompted(network.prompt_encoder, network.mask_decoder, embeddings, prompts)
+    finer = functional.interpolate(logits, size=LOSS_SIDE, mode="bilinear", align_corners=False)
+    wanted = target[..., ::LOSS_STEP, ::LOSS_STEP].float()
+    each = mask_losses(finer, wanted)
+    loss = each[:, 0].mean()
+    if ambiguous:
+        loss = loss + each[:, 1:].min(1).values.mean()
+    common, either = ((finer > 0) & (wanted > 0)).sum((2, 3)), ((finer > 0) | (wanted > 0)).sum((2, 3))
+    return loss + (quality - common / either.clamp(min=1)).square().mean(), logits[:, :1]
+
+
+def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """BCE + 1 - Dice of every mask (B, T, h, w) against (B, 1, h, w): (B, T)."""
+    target = target.expand_as(logits)
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((2, 3))
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * target).sum((2, 3)) + 1
+    return entropy + 1 - overlap / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
+
+
+def random_object(labels: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.bool_]:
+    """One object of an image."""
+    values = [v for v in np.unique(labels) if v and (labels == v).sum() >= 20]
+    if not values:
+        return labels == labels.max()
+    found = largest_object(labels == values[int(generator.integers(len(values)))])
+    assert found is not None
+    return found
+
+
+def first_prompts(masks: NDArray[np.bool_], generator: np.random.Generator, *, box: bool) -> PromptBatch:
+    """A jittered box or a click per mask; positions are (x, y)."""
+    if box:
+        found = [jittered_box(tight_box(mask), 0.1, generator, mask.shape) for mask in masks]
+        return PromptBatch(boxes=torch.tensor([(b[1], b[0], b[3], b[2]) for b in found], dtype=torch.float32))
+    points = [clicks(mask, 1, generator)[0] for mask in masks]
+    positions = torch.tensor([[(p[1], p[0])] for p in points], dtype=torch.float32)
+    return PromptBatch(points=positions, point_labels=torch.ones(len(masks), 1, dtype=torch.long))
+
+
+def corrected(
+    prompts: PromptBatch, logits: Tensor, masks: NDArray[np.bool_], generator: np.random.Generator
+) -> PromptBatch:
+    """One more click in the largest error of each answer, which is shown too."""
+    full = functional.interpolate(logits, size=SIDE, mode="bilinear", align_corners=False)
+    points, labels = [], []
+    for mask, answer in zip(masks, (full[:, 0] > 0).numpy(), strict=True):
+        found = error_click(answer, mask, np.ones_like(mask), generator)
+        points.append((0.0, 0.0) if found is None else (found.point[1], found.point[0]))
+        labels.append(-1 if found is None else int(found.positive))
+    return prompts.with_click(torch.tensor(points), torch.tensor(labels), logits)
+
+
+@torch.inference_mode()
+def held_out_iou(network: SamNetwork, images: list[Image], *, box: bool) -> float:
+    """Mean IoU of token 0 on images that were not trained on."""
+    generator = np.random.default_rng(7)
+    scores: list[float] = []
+    for first in range(0, len(images), BATCH):
+        chunk = images[first : first + BATCH]
+        masks = np.stack([random_object(labels, generator) for _, labels in chunk])
+        embeddings = network.image_encoder(encode([pixels for pixels, _ in chunk]))
+        prompts = first_prompts(masks, generator, box=box)
+        logits, _ = predict_prompted(network.prompt_encoder, network.mask_decoder, embeddings, prompts)
+        full = functional.interpolate(logits[:, :1], size=SIDE, mode="bilinear", align_corners=False) > 0
+        scores += actual_iou(full, torch.from_numpy(masks[:, None].astype(np.int16))).flatten().tolist()
+    return float(np.mean(scores))
+
+
+def encode(pixels: list[NDArray[np.float32]]) -> Tensor:
+    """Images in [0, 1] to encoder input (B, 3, S, S)."""
+    stacked = torch.from_numpy(np.stack(pixels))[:, None].expand(-1, 3, -1, -1)
+    return map_intensities(stacked, PIXELS)
+
+
+def save(network: SamNetwork, path: Path) -> None:
+    """Write the state dict in the layout of a SAM checkpoint."""
+    with atomic_path(path) as temporary:
+        torch.save(network.state_dict(), temporary)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""A queue of training cells: each one command, run alone, measured, written down as it finishes, never run twice.
+
+A cell is run in a process of its own on a fixed number of threads; beside the scores it records the processor seconds
+it used and the share of the machine that others used meanwhile. A cell during which others used more than 15 % is run
+once more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samunet.artifacts.checkpoint import read_manifest
+from samunet.artifacts.method import summarise
+from samunet.core.files import read_json, write_json
+from samunet.pipeline.provenance import describe
+
+RESULTS = Path(__file__).parent / "results"
+THREADS = 2
+MOST_DISTURBANCE = 0.15
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Args:
+        name: Unique in its table.
+        data: Raw dataset folder.
+        minutes: Time limit of the training.
+        words: Further words of samunet_train.
+        facts: What the table shows beside the scores.
+    """
+
+    name: str
+    data: Path
+    minutes: float
+    words: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan(data: Path, workspace: Path, minutes: float, configurations: Sequence[str] = ()) -> None:
+    """Plan and preprocess a dataset; what is finished is kept."""
+    words = ["samunet.cli.plan_and_preprocess", "-d", str(data), "--workspace", str(workspace), "--minutes"]
+    words += [f"{minutes:g}", *(["-c", *configurations] if configurations else [])]
+    if subprocess.run([sys.executable, "-m", *words], check=False).returncode:
+        raise SystemExit(f"failed: {' '.join(words)}")
+
+
+def run_cells(cells: Sequence[Cell], table: str, workspace: Path, *, fold: str = "0") -> dict[str, Any]:
+    """Run the cells that are missing from a table, in order; a cell that fails is written down as such.
+
+    Args:
+        cells: The cells.
+        table: Name of the results file.
+        workspace: Where plans and stores are; each cell's model goes below ``cells``.
+        fold: Fold to train.
+    """
+    file = RESULTS / f"{table}.json"
+    results: dict[str, Any] = read_json(file) if file.is_file() else {}
+    for cell in cells:
+        if cell.name in results and "failed" not in results[cell.name]:
+            continue
+        outcome = run_cell(cell, workspace, fold=fold)
+        if outcome.get("others_share", 0.0) > MOST_DISTURBANCE:
+            outcome = run_cell(cell, workspace, fold=fold)
+        results = read_json(file) if file.is_file() else {}
+        results[cell.name] = outcome
+        write_json(file, dict(sorted(results.items())))
+        print(f"{cell.name}: {outcome.get('mean_dice', outcome.get('failed'))}", flush=True)
+    return results
+
+
+def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
+    """Train, validate, measure."""
+    below = workspace / "cells" / re.sub(r"\W+", "_", cell.name)
+    shutil.rmtree(below, ignore_errors=True)
+    folders = ["--raw", str(cell.data.parent), "--preprocessed", str(workspace / "preprocessed")]
+    words = ["samunet.cli.train", cell.data.name, fold, "--device", "cpu", "--time-limit", f"{cell.minutes:g}"]
+    words += ["--overwrite", *cell.words, *folders, "--results", str(below)]
+    print("+", " ".join(words), flush=True)
+    code, used = measured([sys.executable, "-m", *words])
+    found = sorted(below.glob(f"*/*__*__*/fold_{fold}/checkpoint_final.safetensors"))
+    if code > 1 or not found:
+        return {"failed": f"exit code {code}", **used}
+    return {**dict(cell.facts), **read_run(found[0].parent), **used}
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Scores, method, speed and provenance of a finished fold."""
+    manifest = read_manifest(folder / "checkpoint_final.safetensors")
+    scores = next(iter(sorted(folder.glob("validation*/summary.json"))))
+    summary = read_json(scores)
+    log = folder / "training_log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    recipe = manifest.resolved_recipe
+    return {
+        "mean_dice": summary["foreground_mean"]["Dice"],
+        "interval": summary["foreground_mean_interval"]["Dice"],
+        "case_dice": {
+            case["case"]: _mean([m["Dice"] for m in case["metrics"].values()]) for case in summary["metric_per_case"]
+        },
+        "evaluation": scores.parent.name,
+        "method": summarise(recipe.method),
+        "configuration": manifest.configuration,
+        "backbone": recipe.backbone,
+        "input_size": recipe.input_size,
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "parameters": manifest.provenance.get("trained_parameters"),
+        "steps": manifest.steps,
+        "training_minutes": round(manifest.minutes, 2),
+        "images_per_second": round(manifest.steps * recipe.batch_size / max(60 * manifest.minutes, 1e-9), 2),
+        "loss": rows[-1]["loss"] if rows else None,
+        "seed": manifest.seed,
+        "provenance": {k: v for k, v in describe().items() if k not in ("command", "started")},
+    }
+
+
+def measured(words: list[str]) -> tuple[int, dict[str, Any]]:
+    """Run a command alone; returns its exit code, and its processor seconds, peak memory and others' share."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+    busy, began = _busy_seconds(), time.monotonic()
+    process = subprocess.Popen(words, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall, own = time.monotonic() - began, usage.ru_utime + usage.ru_stime
+    others = max(0.0, _busy_seconds() - busy - own) / (wall * (os.cpu_count() or 1))
+    return process.returncode, {
+        "wall_minutes": round(wall / 60, 2),
+        "cpu_minutes": round(own / 60, 2),
+        "peak_rss_gib": round(usage.ru_maxrss / 2**20, 2),
+        "others_share": round(others, 3),
+        "threads": THREADS,
+    }
+
+
+def _busy_seconds() -> float:
+    """Processor seconds that anything on the machine has used since it started."""
+    line = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, line)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def paired(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> tuple[float, float, float]:
+    """Mean difference of two runs' Dice over their common cases, with a bootstrap interval of 95 %."""
+    import numpy as np
+
+    common = [name for name in first if first[name] is not None and second.get(name) is not None]
+    differences = np.asarray([float(first[name]) - float(second[name]) for name in common])  # type: ignore[arg-type]
+    draws = np.random.default_rng(0).choice(differences, (10_000, len(differences))).mean(1)
+    return float(differences.mean()), float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))

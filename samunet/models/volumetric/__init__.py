@@ -1,0 +1,1 @@
+"""How the slices of a slab see each other inside the image encoder."""

@@ -1,0 +1,292 @@
+"""One recipe: a method on a backbone at the size, batch and schedule that the facts and the budget allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.method import Fusion, Method, PromptMethod
+from samunet.artifacts.model_spec import SIZE_STEP, STOCK_TOKENS, SamSpec, get_spec
+from samunet.artifacts.plan import Budget, ChannelNormalization, Decay, DeviceClass, LossWeights, WeightsKind
+from samunet.core.geometry import Triple
+from samunet.planners import memory, peft, rules, schedule, sizes
+from samunet.planners.attention import attention_kind
+
+BATCH_CAP: dict[DeviceClass, int] = {"gpu": 24, "cpu": 8}
+LEAST_BATCH = 4
+LEAST_BATCH_NORM = 8
+CPU_INPUT_CAP = 448
+Reasoned = tuple[Any, str]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all recipes of a plan are derived from."""
+
+    fingerprint: Fingerprint
+    normalization: Sequence[ChannelNormalization]
+    shapes: list[Triple]
+    plane: sizes.InPlane
+    num_tokens: int
+    num_structures: int
+    num_slices: int
+    num_foreground_slices: int
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a recipe is to hold whatever the facts: the plan's own choice, or a preset's.
+
+    Args:
+        weights: Kind of weights.
+        device: Class of device.
+        backbone: Image encoder, with its reason.
+        parts: Parts of the method by name, each with its reason.
+        slab_depth: Slices per slab.
+        intensity_map: Instead of the one the weights ask for.
+        fixed: Values of other fields, each with its reason; "input_size" and "batch_size" are planned around.
+    """
+
+    weights: WeightsKind
+    device: DeviceClass
+    backbone: Reasoned
+    parts: dict[str, Reasoned]
+    slab_depth: int = 1
+    intensity_map: Reasoned | None = None
+    fixed: dict[str, Reasoned] | None = None
+
+    @property
+    def method(self) -> Method:
+        """The method of the parts."""
+        return Method(**{name: value for name, (value, _) in self.parts.items()})
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """An input size with a tile and a batch that fit memory and minutes."""
+
+    load: memory.Load
+    batch: int
+    parts: int
+    tile_reason: str
+    batch_reason: str
+    attention_reason: str
+
+
+def automatic(facts: Facts, weights: WeightsKind, device: DeviceClass, *, slab_depth: int = 1) -> Wish:
+    """What samunet itself chooses for a kind of weights on a class of device.
+
+    Args:
+        facts: Of the dataset.
+        weights: Kind of weights.
+        device: Class of device.
+        slab_depth: Slices per slab; more than one brings depth attention.
+    """
+    depth = peft.depth_mechanism(slab_depth)
+    parts = {
+        "encoder": peft.encoder_method(weights, facts.num_foreground_slices, facts.num_structures, depth=depth[0]),
+        "depth": depth,
+        "decoder": peft.decoder_method(weights),
+        "prompts": (PromptMethod(), "all structures are found without a prompt"),
+        "fusion": (Fusion(), "SAM's own mask decoder"),
+    }
+    return Wish(weights, device, peft.backbone(weights, device), parts, slab_depth)
+
+
+def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
+    """A recipe's content: every field with its value and reason."""
+    fixed = wish.fixed or {}
+    method, device = wish.method, wish.device
+    spec = get_spec(wish.backbone[0])
+    fit, size_reason = _fit(facts, wish, spec)
+    steps, steps_reason, minutes = _steps(facts, fit, device)
+    iterations, epochs = schedule.epochs(steps, on_cpu=device == "cpu")
+    content = {name: decided(part) for name, part in wish.parts.items()} | {
+        "backbone": decided(wish.backbone),
+        "input_size": valued(fit.load.input_size, size_reason),
+        "tile_vox": valued(fit.load.tile_vox, fit.tile_reason),
+        "attention": valued(fit.load.attention, fit.attention_reason),
+        "intensity_map": decided(wish.intensity_map or _intensities(facts, wish.weights)),
+        "loss": valued(LossWeights(), "cross-entropy and Dice alike, as nnU-Net"),
+        "learning_rate": decided(peft.learning_rate(method, weights=wish.weights, batch=fit.batch)),
+        "weight_decay": decided(peft.weight_decay(method)),
+        "warmup_steps": decided(schedule.warmup_steps(steps)),
+        "decay": valued(Decay(), "nnU-Net's polynomial"),
+        "batch_size": valued(fit.batch, fit.batch_reason),
+        "accumulation_steps": valued(fit.parts, _parts_reason(fit)),
+        "iterations": valued(iterations, "optimizer steps per epoch, after which progress is logged"),
+        "epochs": valued(epochs, steps_reason),
+        "minutes": minutes,
+        "precision": valued(*_precision(device)),
+        "checkpointing": valued(
+            fit.load.checkpointing, "blocks keep only their input" if fit.load.checkpointing else "memory suffices"
+        ),
+        "ema_decay": decided(schedule.ema_decay(steps)),
+        "augmentation": valued("full", "nnU-Net's table of transforms"),
+        "foreground_fraction": decided(rules.foreground_fraction(facts.num_slices, facts.num_foreground_slices)),
+        "memory_gib": valued(
+            memory.memory_gib(fit.load), f"predicted peak; planned for {_memory(facts, device):.1f} GiB"
+        ),
+    }
+    planned_around = ("input_size", "batch_size")
+    return content | {name: decided(given) for name, given in fixed.items() if name not in planned_around}
+
+
+def _fit(facts: Facts, wish: Wish, spec: SamSpec) -> tuple[_Fit, str]:
+    """The largest input not above the wanted that fits, and why it is that one."""
+    device, minutes = wish.device, facts.budget.cpu_minutes
+    wanted, wanted_reason = sizes.wanted_input(facts.plane)
+    given = (wish.fixed or {}).get("input_size")
+    if given is not None:
+        fit = _fit_size(facts, wish, spec, given[0], given[0], must_fit=True)
+        assert fit is not None
+        return fit, given[1]
+    limits: list[str] = []
+    for size in sizes.smaller_inputs(wanted):
+        is_smallest = size == SIZE_STEP
+        if device == "cpu" and size > CPU_INPUT_CAP and minutes <= schedule.DEFAULT_CPU_MINUTES:
+            limits = [
+                f"{size} px is more than a CPU's {CPU_INPUT_CAP} in up to {schedule.DEFAULT_CPU_MINUTES:g} minutes"
+            ]
+            continue
+        fit = _fit_size(facts, wish, spec, size, wanted, must_fit=is_smallest)
+        if fit is None:
+            limits = [f"{size} px does not fit {_memory(facts, device):.1f} GiB"]
+            continue
+        if device == "gpu":
+            break
+        fit = _fewer_slices(facts, wish, fit)
+        steps = _cpu_steps(facts, fit)
+        if steps >= schedule.LEAST_CPU_STEPS or is_smallest:
+            break
+        limits = [f"{size} px leaves {steps} steps in {minutes:g} CPU minutes (at least {schedule.LEAST_CPU_STEPS})"]
+    assert fit is not None
+    return fit, "; ".join([wanted_reason, *limits])
+
+
+def _fit_size(facts: Facts, wish: Wish, spec: SamSpec, size: int, wanted: int, *, must_fit: bool) -> _Fit | None:
+    """Tile, slices per step and fall-backs (checkpointing before accumulation in parts) at one input size."""
+    device, depth = wish.device, wish.slab_depth
+    side, tile_reason = sizes.tile(facts.plane, size, wanted=wanted)
+    least = _least_batch(spec, wish.method, depth)
+    batch, reason = _batch(wish, least, sizes.five_percent(facts.shapes, side))
+    attention, attention_reason = attention_kind(spec, size, device)
+    load = memory.Load(
+        spec,
+        size,
+        side,
+        STOCK_TOKENS if wish.method.promptable else facts.num_tokens,
+        batch,
+        wish.method,
+        slab_depth=depth,
+        precision=_precision(device)[0],
+        attention=attention,
+    )
+    budget = _memory(facts, device)
+    at_once = memory.largest_batch(load, budget_gib=budget, cap=batch) // depth * depth
+    if at_once < min(batch, least):
+        load = replace(load, checkpointing=True)
+        at_once = memory.largest_batch(load, budget_gib=budget, cap=batch) // depth * depth
+    if at_once < (least if _trains_batch_norm(spec, wish.method) else depth) and not must_fit:
+        return None
+    if at_once == 0:
+        reason += f"; even {depth} slice{'s' * (depth > 1)} at once may need more than the {budget:.1f} GiB planned for"
+    parts = math.ceil(batch / max(depth, at_once))
+    return _Fit(
+        replace(load, slices=_at_once(batch, parts, depth)), batch, parts, tile_reason, reason, attention_reason
+    )
+
+
+def _batch(wish: Wish, least: int, share: int) -> Reasoned:
+    """Slices per step: a multiple of the slab's depth."""
+    depth, cap = wish.slab_depth, BATCH_CAP[wish.device]
+    given = (wish.fixed or {}).get("batch_size")
+    if given is not None:
+        return max(1, round(given[0] / depth)) * depth, given[1]
+    batch = max(least, min(cap, share) // depth * depth)
+    reason = f"{cap} at most on a {wish.device.upper()}, 5 % of the dataset are {share} slices, {least} at least"
+    return batch, reason + (f"; whole slabs of {depth}" if depth > 1 else "")
+
+
+def _at_once(batch: int, parts: int, depth: int) -> int:
+    """Slices of the largest part when a batch's slabs are split evenly."""
+    return math.ceil(batch // depth / parts) * depth
+
+
+def _trains_batch_norm(spec: SamSpec, method: Method) -> bool:
+    return spec.family == "tiny_vit" and method.encoder.train == "full"
+
+
+def _least_batch(spec: SamSpec, method: Method, depth: int) -> int:
+    """Batch norm that trains needs eight slices for its statistics; all else takes four for a steady gradient."""
+    least = LEAST_BATCH_NORM if _trains_batch_norm(spec, method) else LEAST_BATCH
+    return math.ceil(least / depth) * depth
+
+
+def _fewer_slices(facts: Facts, wish: Wish, fit: _Fit) -> _Fit:
+    """Halve the slices per step while the CPU minutes hold too few steps."""
+    depth = wish.slab_depth
+    least = _least_batch(fit.load.spec, wish.method, depth)
+    while _cpu_steps(facts, fit) < schedule.LEAST_CPU_STEPS and fit.batch // 2 // depth * depth >= least:
+        batch = fit.batch // 2 // depth * depth
+        parts = min(fit.parts, batch // depth)
+        load = replace(fit.load, slices=_at_once(batch, parts, depth))
+        reason = f"halved from {fit.batch} so that more steps fit the minutes"
+        fit = replace(fit, load=load, batch=batch, parts=parts, batch_reason=reason)
+    return fit
+
+
+def _steps(facts: Facts, fit: _Fit, device: DeviceClass) -> tuple[int, str, dict[str, Any]]:
+    if device == "gpu":
+        steps, reason = schedule.dataset_steps(facts.num_foreground_slices, fit.batch)
+        return steps, reason, valued(None, "on a GPU the steps decide")
+    minutes = facts.budget.cpu_minutes
+    steps = max(1, _cpu_steps(facts, fit))
+    rate = schedule.cpu_images_per_second(fit.load.spec, fit.load.input_size, facts.num_tokens)
+    reason = (
+        f"about {steps} steps fit {minutes:g} minutes at an estimated {rate:.1f} slices per second on two CPU threads"
+    )
+    return steps, reason, valued(minutes, "the CPU budget; the schedule runs on elapsed time")
+
+
+def _cpu_steps(facts: Facts, fit: _Fit) -> int:
+    load = fit.load
+    minutes = facts.budget.cpu_minutes
+    return schedule.cpu_steps(load.spec, load.input_size, facts.num_tokens, batch=fit.batch, minutes=minutes)
+
+
+def _intensities(facts: Facts, weights: WeightsKind) -> Reasoned:
+    fingerprint = facts.fingerprint
+    return rules.intensity_map(
+        weights, facts.normalization, fingerprint.foreground_intensities, fingerprint.zscore_ranges
+    )
+
+
+def _memory(facts: Facts, device: DeviceClass) -> float:
+    return facts.budget.gpu_memory_gib if device == "gpu" else facts.budget.cpu_memory_gib
+
+
+def _precision(device: DeviceClass) -> tuple[str, str]:
+    if device == "gpu":
+        return "bf16", "halves activations at the range of float32"
+    return "fp32", "CPUs gain little from less"
+
+
+def _parts_reason(fit: _Fit) -> str:
+    if fit.parts == 1:
+        return "all slices at once"
+    return f"{fit.load.slices} slice{'s' * (fit.load.slices > 1)} at once fit the memory"
+
+
+def valued(value: Any, reason: str) -> dict[str, Any]:
+    """A decision as content of a plan."""
+    return {"value": value, "reason": reason}
+
+
+def decided(decision: Reasoned) -> dict[str, Any]:
+    """A rule's answer as content of a plan."""
+    return valued(*decision)

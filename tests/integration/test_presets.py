@@ -1,0 +1,82 @@
+"""Every preset: two steps of training, then one volume predicted by a fresh model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
+from samunet.artifacts.prompts import Prompt
+from samunet.artifacts.workspace import Workspace
+from samunet.core.log import SilentReporter
+from samunet.inference.predictor import Predictor
+from samunet.models.sam.network import build_network
+from samunet.pipeline.plan import plan_and_preprocess
+from samunet.pipeline.train import train
+from samunet.pipeline.training_run import TrainingRequest
+from samunet.planners.presets import PRESETS
+from tests.samples import DATASET, make_case, write_dataset
+
+SMALL = {"vit_h": "vit_xs", "vit_b": "vit_xs", "vit_t": "vit_t_xs"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A planned dataset with all stores, and "pretrained" weights of both small backbones."""
+    workspace = Workspace.locate(workspace=tmp_path_factory.mktemp("presets"), environment={})
+    folder = write_dataset(workspace, num_train=5, num_test=0)
+    names = ("2d", "2.5d", "3d", "2d_medsam")
+    result = plan_and_preprocess(folder, workspace, cpu_minutes=1, configurations=names, reporter=SilentReporter())
+    assert not result.failed
+    torch.manual_seed(0)
+    for backbone in set(SMALL.values()):
+        network = build_network(get_spec(backbone), image_size=112, num_tokens=STOCK_TOKENS)
+        torch.save(network.state_dict(), workspace.raw / f"{backbone}.pth")
+    return workspace
+
+
+def request(workspace: Workspace, name: str, results: Path, **options: object) -> tuple[TrainingRequest, Workspace]:
+    preset = PRESETS[name]
+    backbone = SMALL[preset.backbone]
+    values = {
+        "backbone": backbone,
+        "weights": f"{preset.weights}:{workspace.raw / f'{backbone}.pth'}",
+        "changes": {},
+        **options,
+    }
+    made = TrainingRequest(
+        DATASET, "0", preset=name, device="cpu", epochs=1, iterations=2, num_workers=0, mirror=False, **values
+    )
+    own = Workspace(raw=workspace.raw, preprocessed=workspace.preprocessed, results=results)
+    return made, own
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if not n.startswith("peft_")])
+def test_every_preset_trains_and_predicts(prepared: Workspace, tmp_path: Path, name: str) -> None:
+    """Two steps train exactly the planned number of parameters, the checkpoint is read back and segments a volume."""
+    asked, workspace = request(prepared, name, tmp_path)
+    result = train(asked, workspace, reporter=SilentReporter())
+    assert result.report is not None
+    assert result.report.complete
+    predictor = Predictor.from_folder(result.folder.parent, device="cpu", mirror=False)
+    method = PRESETS[name].method
+    assert predictor.recipe.method == method
+    volume, reference = make_case(50)
+    if method.promptable:
+        z, y, x = (int(values.mean()) for values in np.nonzero(reference == 1))
+        prompt = Prompt(label="ball", points=((x, y, z),), positive=(True,), space="voxel_ijk")
+        labels = predictor.predict_prompted(volume, (prompt,)).labels
+    else:
+        labels = predictor.predict(volume).labels
+    assert labels.shape == reference.shape
+    assert set(np.unique(labels)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["peft_dora", "peft_rslora"])
+def test_variants_of_the_peft_library(prepared: Workspace, tmp_path: Path, name: str) -> None:
+    """With the extra installed its variants train and predict like the others."""
+    pytest.importorskip("peft", reason="the extra 'peft' is not installed")
+    test_every_preset_trains_and_predicts(prepared, tmp_path, name)
