@@ -31,7 +31,7 @@ from samunet.pipeline.provenance import describe
 from samunet.training.optim import MovingAverage, learning_rate_factor, set_learning_rate
 from samunet.training.prompted import actual_iou
 
-SIDE, BATCH, NUM_IMAGES, NUM_HELD_OUT = 224, 8, 600, 64
+SIDE, BATCH, NUM_IMAGES, NUM_HELD_OUT = 224, 4, 600, 64
 LOSS_SIDE, LOSS_STEP = 112, 2
 RATES = {"vit": 1e-3, "tiny_vit": 2e-3}
 PIXELS = IntensityMap(kind="sam_pixels", lower=(0.0,), upper=(1.0,))

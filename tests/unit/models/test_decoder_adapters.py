@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from samunet.artifacts.method import DecoderMethod
@@ -122,17 +123,17 @@ def test_a_second_method_is_refused(method: str) -> None:
         inject_decoder(decoder, METHODS[method])
 
 
-def _with_bottlenecks(layer: nn.Module, queries: Tensor, keys: Tensor, places: tuple[Tensor, Tensor]) -> list[Tensor]:
+def _with_bottlenecks(block: Any, queries: Tensor, keys: Tensor, places: tuple[Tensor, Tensor]) -> list[Tensor]:
     """A layer of the two-way transformer with its three bottlenecks, step by step."""
-    block, (query_pe, key_pe) = layer, places
-    norm = functional.layer_norm
+    query_pe, key_pe = places
 
-    def bottleneck(x: Tensor, module: nn.Module) -> Tensor:
+    def bottleneck(x: Tensor, module: Any) -> Tensor:
         down, up = module.down, module.up
-        return (x @ down.weight.T + down.bias).clamp(min=0) @ up.weight.T + up.bias
+        change: Tensor = (x @ down.weight.T + down.bias).clamp(min=0) @ up.weight.T + up.bias
+        return change
 
-    def normed(x: Tensor, module: nn.Module) -> Tensor:
-        return norm(x, (256,), module.weight, module.bias, 1e-5)
+    def normed(x: Tensor, module: Any) -> Tensor:
+        return functional.layer_norm(x, (256,), module.weight, module.bias, 1e-5)
 
     if block.skip_first_layer_pe:
         tokens = block.self_attn(q=queries, k=queries, v=queries)
@@ -149,7 +150,7 @@ def _with_bottlenecks(layer: nn.Module, queries: Tensor, keys: Tensor, places: t
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_bottlenecks_stand_where_the_paper_has_them(index: int) -> None:
-    """One after the tokens' look at the image, one beside the MLP at half its weight, one on the image after its look."""
+    """One after the tokens look at the image, one beside the MLP at half weight, one on the image in the end."""
     _, decoder = parts()
     inject_decoder(decoder, METHODS["adapters"])
     pretend_training(decoder)
@@ -175,7 +176,8 @@ def _conditioned(module: DecoderBottleneck, tokens: Tensor, prompt: Tensor, cond
         mixed = torch.einsum("ni,ij->nj", reduced, matrix)
         centred = mixed - mixed.mean(1, keepdim=True)
         inner = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * module.norm.weight + module.norm.bias
-    return module.up(inner.relu())
+    result: Tensor = module.up(inner.relu())
+    return result
 
 
 @CONDITIONED
