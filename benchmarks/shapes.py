@@ -38,7 +38,7 @@ def random_image(generator: np.random.Generator, side: int) -> tuple[NDArray[np.
 def _shape(generator: np.random.Generator, side: int) -> NDArray[np.bool_]:
     mask = np.zeros((side, side), bool)
     centre = generator.uniform(0.1, 0.9, 2) * side
-    size = side * float(np.exp(generator.uniform(np.log(0.03), np.log(0.3))))
+    size = side * float(np.exp(generator.uniform(np.log(0.06), np.log(0.3))))
     kind = int(generator.integers(3))
     if kind == 0:
         radii = size * generator.uniform(0.4, 1.0, 2)
