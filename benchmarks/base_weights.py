@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +22,22 @@ from torch.nn import functional
 
 from benchmarks.shapes import random_image
 from samunet.artifacts.model_spec import PROMPT_DIM, STOCK_TOKENS, TOKEN_SIZE, get_spec
-from samunet.artifacts.plan import IntensityMap
+from samunet.artifacts.plan import Decay, IntensityMap
 from samunet.core.files import atomic_path, sha256_file, write_json
 from samunet.inference.encode import map_intensities
 from samunet.inference.simulation import clicks, error_click, jittered_box, largest_object, tight_box
 from samunet.models.decoders.promptable import PromptBatch, predict_prompted
 from samunet.models.sam.network import SamNetwork, build_network
+from samunet.models.sam.positions import fit_positions
 from samunet.pipeline.provenance import describe
 from samunet.training.optim import MovingAverage, learning_rate_factor, set_learning_rate
 from samunet.training.prompted import actual_iou
 
 SIDE, BATCH, NUM_OBJECTS, NUM_IMAGES, NUM_HELD_OUT = 224, 4, 4, 600, 64
 SHARE_CORRECTED = 0.25
-LOSS_SIDE, LOSS_STEP = 112, 2
+LOSS_SIDE = 112
+PHASES = ((112, 0.6), (224, 0.4))
+COSINE = Decay(kind="cosine")
 RATES = {"vit": 1e-3, "tiny_vit": 2e-3}
 PIXELS = IntensityMap(kind="sam_pixels", lower=(0.0,), upper=(1.0,))
 Image = tuple[NDArray[np.float32], NDArray[np.uint8]]
@@ -50,7 +54,9 @@ def main() -> None:
     generator = np.random.default_rng(options.seed)
     images = [random_image(generator, SIDE) for _ in range(NUM_IMAGES + NUM_HELD_OUT)]
     network, steps, loss = train(options.backbone, images[NUM_HELD_OUT:], minutes=options.minutes, seed=options.seed)
-    scores = {kind: held_out_iou(network, images[:NUM_HELD_OUT], box=kind == "box") for kind in ("box", "click")}
+    held_out = images[:NUM_HELD_OUT]
+    scores = {kind: held_out_iou(network, held_out, box=kind == "box") for kind in ("box", "click")}
+    floors = {"filling the box": filled_box_iou(held_out), "the whole image": whole_image_iou(held_out)}
     save(network, options.output)
     write_json(
         options.output.with_suffix(".json"),
@@ -61,29 +67,77 @@ def main() -> None:
             "seed": options.seed,
             "last_loss": loss,
             "held_out_iou": scores,
+            "floor_iou": floors,
             "sha256": sha256_file(options.output),
             "provenance": describe(),
         },
     )
-    print(f"{options.output}: {steps} steps, held-out IoU {scores}")
+    print(f"{options.output}: {steps} steps, held-out IoU {scores}, without any model {floors}")
 
 
 def train(backbone: str, images: list[Image], *, minutes: float, seed: int) -> tuple[SamNetwork, int, float]:
-    """Train a network for some minutes; returns it in eval mode, its steps and last mean loss."""
+    """Train first at half the side, where steps are cheap, then at the full; returns the network in eval mode."""
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed + 1)
-    spec = get_spec(backbone)
-    network = build_network(spec, image_size=SIDE, num_tokens=STOCK_TOKENS).train()
+    network: SamNetwork | None = None
+    steps, loss = 0, 0.0
+    for side, share in PHASES:
+        network = grown(backbone, network, side)
+        done, loss = train_phase(network, backbone, [shrunk(i, side) for i in images], minutes * share, generator)
+        steps += done
+    assert network is not None
+    return network.eval(), steps, loss
+
+
+def grown(backbone: str, former: SamNetwork | None, side: int) -> SamNetwork:
+    """A network for a side: from random weights, or from one of another side, its positions resized."""
+    network = build_network(get_spec(backbone), image_size=side, num_tokens=STOCK_TOKENS)
+    if former is None:
+        align_attention(network)
+        return network
+    state = dict(former.state_dict())
+    fit_positions(state, network.state_dict(), "image_encoder.")
+    network.load_state_dict(state)
+    return network
+
+
+def align_attention(network: SamNetwork) -> None:
+    """Start with queries and keys that meet where positions agree, so that prompts find their place at once."""
+    transformer: Any = network.mask_decoder.transformer
+    across = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        across += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in across:
+        nn.init.orthogonal_(attention.q_proj.weight, gain=1.5)
+        with torch.no_grad():
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+
+
+def shrunk(image: Image, side: int) -> Image:
+    """An image at a whole fraction of its side."""
+    pixels, labels = image
+    step = len(pixels) // side
+    means = pixels.reshape(side, step, side, step).mean((1, 3))
+    return means.astype(np.float32), np.ascontiguousarray(labels[step // 2 :: step, step // 2 :: step])
+
+
+def train_phase(
+    network: SamNetwork, backbone: str, images: list[Image], minutes: float, generator: np.random.Generator
+) -> tuple[int, float]:
+    """Train for some minutes of this process's own time; returns the steps and the last mean loss."""
+    rate = RATES[get_spec(backbone).family]
     helper = nn.ConvTranspose2d(PROMPT_DIM, 2, TOKEN_SIZE, stride=TOKEN_SIZE)
-    trained = [*network.parameters(), *helper.parameters()]
-    matrices = [p for p in trained if p.ndim > 1]
-    vectors = [p for p in trained if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATES[spec.family])
+    trained = [*network.train().parameters(), *helper.parameters()]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
     average = MovingAverage(network, 0.998)
-    began, step, recent = time.monotonic(), 0, [0.0]
-    while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
-        set_learning_rate(optimizer, RATES[spec.family] * learning_rate_factor(step, progress, warmup_steps=100))
+    began, step, recent = time.process_time(), 0, [0.0]
+    while (progress := (time.process_time() - began) / (60 * minutes)) < 1:
+        factor = learning_rate_factor(step, progress, warmup_steps=100, decay=COSINE)
+        set_learning_rate(optimizer, rate * factor)
         picked = [random_view(images[int(generator.integers(len(images)))], generator) for _ in range(BATCH)]
         loss = batch_loss(network, helper, picked, generator)
         optimizer.zero_grad(set_to_none=True)
@@ -93,10 +147,10 @@ def train(backbone: str, images: list[Image], *, minutes: float, seed: int) -> t
         average.update()
         step += 1
         recent = [*recent[-49:], loss.item()]
-        if step % 50 == 0:
-            print(f"{progress:5.1%} step {step} loss {np.mean(recent):.3f}", flush=True)
+        if step % 100 == 0:
+            print(f"{len(images[0][0])} px {progress:5.1%} step {step} loss {np.mean(recent):.3f}", flush=True)
     average.swap()
-    return network.eval(), step, float(np.mean(recent))
+    return step, float(np.mean(recent))
 
 
 def random_view(image: Image, generator: np.random.Generator) -> Image:
@@ -143,13 +197,13 @@ def answer_loss(
 ) -> tuple[Tensor, Tensor]:
     """BCE + Dice, and the squared error of the estimated IoU of all tokens; with token 0's logits (B, 1, S/4, S/4)."""
     logits, quality = predict_prompted(network.prompt_encoder, network.mask_decoder, embeddings, prompts)
-    finer = functional.interpolate(logits, size=LOSS_SIDE, mode="bilinear", align_corners=False)
-    wanted = target[..., ::LOSS_STEP, ::LOSS_STEP].float()
+    wanted = functional.avg_pool2d(target.float(), max(1, target.shape[-1] // LOSS_SIDE))
+    finer = functional.interpolate(logits, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
     each = mask_losses(finer, wanted)
     loss = each[:, 0].mean()
     if ambiguous:
         loss = loss + each[:, 1:].min(1).values.mean()
-    common, either = ((finer > 0) & (wanted > 0)).sum((2, 3)), ((finer > 0) | (wanted > 0)).sum((2, 3))
+    common, either = ((finer > 0) & (wanted > 0.5)).sum((2, 3)), ((finer > 0) | (wanted > 0.5)).sum((2, 3))
     return loss + (quality - common / either.clamp(min=1)).square().mean(), logits[:, :1]
 
 
@@ -191,7 +245,7 @@ def corrected(
     prompts: PromptBatch, logits: Tensor, masks: NDArray[np.bool_], generator: np.random.Generator
 ) -> PromptBatch:
     """One more click in the largest error of each answer, which is shown too."""
-    full = functional.interpolate(logits, size=SIDE, mode="bilinear", align_corners=False)
+    full = functional.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
     points, labels = [], []
     for mask, answer in zip(masks, (full[:, 0] > 0).numpy(), strict=True):
         found = error_click(answer, mask, np.ones_like(mask), generator)
@@ -214,6 +268,31 @@ def held_out_iou(network: SamNetwork, images: list[Image], *, box: bool) -> floa
         full = functional.interpolate(logits[:, :1], size=SIDE, mode="bilinear", align_corners=False) > 0
         scores += actual_iou(full, torch.from_numpy(masks[:, None].astype(np.int16))).flatten().tolist()
     return float(np.mean(scores))
+
+
+def held_out_masks(images: list[Image]) -> NDArray[np.bool_]:
+    """One object of every image, always the same."""
+    generator = np.random.default_rng(7)
+    return np.stack([random_object(labels, generator) for _, labels in images])
+
+
+def filled_box_iou(images: list[Image]) -> float:
+    """Mean IoU of an answer that fills the prompted box: what a model must beat."""
+    generator = np.random.default_rng(8)
+    scores = []
+    for mask in held_out_masks(images):
+        row0, column0, row1, column1 = (
+            round(v + 0.5) for v in jittered_box(tight_box(mask), 0.1, generator, mask.shape)
+        )
+        filled = np.zeros_like(mask)
+        filled[row0:row1, column0:column1] = True
+        scores.append((filled & mask).sum() / (filled | mask).sum())
+    return float(np.mean(scores))
+
+
+def whole_image_iou(images: list[Image]) -> float:
+    """Mean IoU of an answer that is always everything."""
+    return float(held_out_masks(images).mean((1, 2)).mean())
 
 
 def encode(pixels: list[NDArray[np.float32]]) -> Tensor:

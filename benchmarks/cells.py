@@ -39,6 +39,8 @@ class Cell:
         minutes: Time limit of the training.
         words: Further words of samunet_train.
         facts: What the table shows beside the scores.
+        fold: Fold to train, where it is not the same for all cells.
+        preprocessed: Folder of plans and stores, where it is not the workspace's.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Cell:
     minutes: float
     words: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    fold: str | None = None
+    preprocessed: Path | None = None
 
 
 def plan(data: Path, workspace: Path, minutes: float, configurations: Sequence[str] = ()) -> None:
@@ -84,7 +88,9 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
     """Train, validate, measure."""
     below = workspace / "cells" / re.sub(r"\W+", "_", cell.name)
     shutil.rmtree(below, ignore_errors=True)
-    folders = ["--raw", str(cell.data.parent), "--preprocessed", str(workspace / "preprocessed")]
+    fold = cell.fold or fold
+    preprocessed = cell.preprocessed or workspace / "preprocessed"
+    folders = ["--raw", str(cell.data.parent), "--preprocessed", str(preprocessed)]
     words = ["samunet.cli.train", cell.data.name, fold, "--device", "cpu", "--time-limit", f"{cell.minutes:g}"]
     words += ["--overwrite", *cell.words, *folders, "--results", str(below)]
     print("+", " ".join(words), flush=True)

@@ -5,7 +5,7 @@
 For ViT-B, L and H a checkpoint with random weights in SAM's layout is made once (0.4, 1.2 and 2.6 GB) and each method
 is built on it. Recorded: trained parameters, beside the formula's; the largest difference of the adapted encoder's
 embedding from the plain one's, relative to its size; the loss before and after a step; whether any frozen tensor moved;
-seconds and peak memory. Rows whose result exists are skipped; each runs in a process of its own.
+peak memory. Rows whose result exists are skipped; each runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.cells import RESULTS
 from benchmarks.methods import row
+from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.method import Method, summarise
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
 from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, ResolvedRecipe
@@ -104,9 +104,7 @@ def one_row(preset: str, backbone: str, folder: Path) -> dict[str, Any]:
     images = torch.randn(DEPTH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     difference = encoder_difference(built, backbone, path, images)
     frozen = {n: t.clone() for n, t in built.model.state_dict().items() if n in built.model.untouched}
-    began = time.monotonic()
     losses = [step(built, images, method), step(built, images, method)]
-    seconds = (time.monotonic() - began) / 2
     moved = [
         name for name, tensor in built.model.state_dict().items() if name in frozen and not frozen[name].equal(tensor)
     ]
@@ -127,7 +125,6 @@ def one_row(preset: str, backbone: str, folder: Path) -> dict[str, Any]:
         "encoder_difference": difference,
         "loss": losses,
         "frozen_tensors_moved": len(moved),
-        "seconds_per_step": round(seconds, 2),
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "provenance": {k: v for k, v in describe().items() if k not in ("command", "started")},
     }
@@ -158,7 +155,7 @@ def build(method: Method, backbone: str, path: Path) -> BuiltModel:
         precision="fp32",
         checkpointing=True,
         ema_decay=0.0,
-        augmentation="none",
+        augmentation=Augmentation(enabled=False),
         foreground_fraction=0.5,
         memory_gib=0.0,
     )
@@ -200,11 +197,11 @@ def step(built: BuiltModel, images: Tensor, method: Method) -> float:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: one line per method and backbone."""
-    head = ["method", "backbone", "encoder", "decoder", "as the formula", "difference", "frozen moved", "s/step", "GiB"]
+    head = ["method", "backbone", "encoder", "decoder", "as the formula", "difference", "frozen moved", "GiB"]
     lines = [row(head), row(["---"] * len(head))]
     for name, cell in sorted(results.items()):
         if "failed" in cell:
-            lines.append(row([name, "", cell["failed"], *[""] * 6]))
+            lines.append(row([name, "", cell["failed"], *[""] * 5]))
             continue
         trained, formula = cell["trained"], cell["formula"]
         other = 256 if trained["other"] else 0
@@ -220,7 +217,6 @@ def table(results: dict[str, Any]) -> str:
                     "yes" if same else "no",
                     f"{cell['encoder_difference']:.0e}",
                     cell["frozen_tensors_moved"],
-                    cell["seconds_per_step"],
                     cell["peak_rss_gib"],
                 ]
             )

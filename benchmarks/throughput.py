@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.method import EncoderMethod, Method
 from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, ResolvedRecipe
 from samunet.core.files import read_json, write_json
@@ -96,7 +97,7 @@ def recipe(backbone: str, size: int) -> ResolvedRecipe:
         precision="fp32",
         checkpointing=False,
         ema_decay=0.0,
-        augmentation="none",
+        augmentation=Augmentation(enabled=False),
         foreground_fraction=0.5,
         memory_gib=0.0,
     )

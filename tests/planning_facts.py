@@ -27,6 +27,7 @@ def structure(
     width_mm: float = 20.0,
     coherence: tuple[float, float, float] = (0.8, 0.8, 0.8),
     centroid_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    coherence_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> StructureFacts:
     """Facts of one structure."""
     return StructureFacts(
@@ -37,6 +38,7 @@ def structure(
         width_mm=width_mm,
         centroid_mm=centroid_mm,
         coherence=coherence,
+        coherence_mm=coherence_mm,
     )
 
 
@@ -48,6 +50,7 @@ def case(
     crop: tuple[int, int, int] | None = None,
     structures: Mapping[str, StructureFacts] | None = None,
     resolution: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    tilt: float | None = 0.0,
 ) -> CaseFacts:
     """Facts of one case."""
     kept = crop or shape
@@ -64,6 +67,7 @@ def case(
         num_foreground_slices=labelled,
         effective_resolution=resolution,
         structures=held,
+        tilt_deg=tilt,
     )
 
 

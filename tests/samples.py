@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.dataset import DatasetDescription
 from samunet.artifacts.method import DecoderMethod, EncoderMethod, Fusion, Lora, NoDepth, PromptMethod
 from samunet.artifacts.plan import (
@@ -72,7 +73,7 @@ def make_recipe(**changes: Any) -> Recipe:
         "precision": "fp32",
         "checkpointing": False,
         "ema_decay": 0.9,
-        "augmentation": "full",
+        "augmentation": Augmentation(),
         "foreground_fraction": 0.5,
         "memory_gib": 1.0,
     }

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.dataset import DatasetDescription
 from samunet.artifacts.method import Method
 from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, Plan, ResolvedRecipe
@@ -27,6 +28,7 @@ RECIPE_SCHEMAS: dict[str, type[Schema]] = {
     "intensity_map": IntensityMap,
     "loss": LossWeights,
     "decay": Decay,
+    "augmentation": Augmentation,
 }
 
 

@@ -62,6 +62,8 @@ class CaseFacts(Schema):
             image's derivative lies (1: the grid is fully used; 0.5: the image looks upsampled twofold). The
             derivative, because an image's own power falls so steeply that its low frequencies would decide.
         structures: Facts per structure present.
+        tilt_deg: Largest angle between an axis of the file and the anatomical axis it is named after; None in
+            fingerprints made before it was measured.
     """
 
     shape: Triple
@@ -73,6 +75,7 @@ class CaseFacts(Schema):
     num_foreground_slices: Triple
     effective_resolution: tuple[float, float, float]
     structures: dict[str, StructureFacts]
+    tilt_deg: float | None = None
 
 
 class ZScoreRange(Schema):
@@ -137,4 +140,5 @@ class Fingerprint(Schema):
     @property
     def facts_sha256(self) -> str:
         """Hash of the facts: what a plan was made from, wherever the files lie."""
-        return sha256_json(self.model_dump(mode="json", exclude={"inputs_sha256", "verified"}))
+        # without what was not measured, so that a fact added later does not make older plans stale
+        return sha256_json(self.model_dump(mode="json", exclude={"inputs_sha256", "verified"}, exclude_none=True))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from samunet.core.config import Schema
+from samunet.core.errors import ConfigError
 
 Blocks = tuple[int, ...] | None
 
@@ -25,6 +26,8 @@ class Lora(_Choice):
     Args:
         targets: Some of q, k, v, o (attention) and mlp1, mlp2.
         rank: r.
+        ranks: One r per adapted block, in the blocks' order, instead of the same everywhere; ``rank`` is then the
+            uniform rank they stand for.
         alpha: The update is scaled by alpha / r; None: not scaled.
         blocks: Blocks that are adapted; None: all.
 
@@ -34,8 +37,32 @@ class Lora(_Choice):
     kind: Literal["lora"] = "lora"
     targets: tuple[Literal["q", "k", "v", "o", "mlp1", "mlp2"], ...] = Field(default=("q", "v"), min_length=1)
     rank: int = Field(default=4, ge=1)
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     alpha: float | None = Field(default=None, gt=0)
     blocks: Blocks = None
+
+    @model_validator(mode="after")
+    def _one_rank_per_block(self) -> Lora:
+        if self.ranks is not None and self.blocks is not None and len(self.ranks) != len(set(self.blocks)):
+            raise ValueError(f"ranks needs one entry per block: {len(set(self.blocks))}, found {len(self.ranks)}")
+        return self
+
+    def ranks_of(self, num_blocks: int) -> tuple[int, ...]:
+        """The rank of every adapted block, in order.
+
+        Raises:
+            ConfigError: If the ranks are not as many as the adapted blocks.
+        """
+        if self.ranks is None:
+            return (self.rank,) * num_blocks
+        if len(self.ranks) != num_blocks:
+            raise ConfigError(
+                "lora's ranks are one per adapted block",
+                expected=f"{num_blocks} ranks",
+                found=f"{len(self.ranks)}",
+                todo="correct ranks, or set it to null for the same rank everywhere",
+            )
+        return self.ranks
 
 
 class Bottleneck(_Choice):
@@ -293,7 +320,9 @@ def _adapter_words(adapter: Any) -> str:
         return "high frequency"
     name = adapter.variant if adapter.kind == "peft" else adapter.kind
     targets = "" if adapter.kind == "fact" else f" {','.join(adapter.targets)}"
-    return f"{name} r{adapter.rank}{targets}"
+    ranks = getattr(adapter, "ranks", None)
+    rank = f"{adapter.rank}" if ranks is None else f"{min(ranks)}-{max(ranks)}"
+    return f"{name} r{rank}{targets}"
 
 
 def faults_of(method: Method) -> list[str]:

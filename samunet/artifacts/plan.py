@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.method import (
     DecoderMethod,
     Depth,
@@ -37,7 +38,6 @@ METHOD_PARTS = ("encoder", "depth", "decoder", "prompts", "fusion")
 WeightsKind = Literal["sam", "medsam", "mobile_sam", "ssl", "none"]
 DeviceClass = Literal["gpu", "cpu"]
 AttentionKind = Literal["upstream", "folded_global", "folded"]
-Augmentation = Literal["full", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Scheme = Literal["zscore", "ct", "rgb_to_01", "rescale_to_01", "window_to_01", "percentiles_to_01", "none"]
 
@@ -155,6 +155,7 @@ class Recipe(Schema):
 
     Sizes: ``tile_vox`` voxels of a slice are zoomed to ``input_size`` encoder pixels; slices larger than a tile are
     tiled, smaller ones are zero padded. encoder, depth, decoder, prompts and fusion together are the method.
+    ``mirror_views`` is the most mirrored views of an image that prediction averages.
     """
 
     backbone: Decided[str]
@@ -182,6 +183,7 @@ class Recipe(Schema):
     ema_decay: Decided[float]
     augmentation: Decided[Augmentation]
     foreground_fraction: Decided[float]
+    mirror_views: Decided[Literal[1, 2, 4]] = Decided(value=4, reason="every view that the mirror axes allow")
     memory_gib: Decided[float]
 
     @field_validator("backbone")
@@ -219,6 +221,7 @@ class Configuration(Schema):
         slab_depth: Slices of one volume that see each other (1: none).
         channels: How the slice's channels become the encoder's three.
         tile_overlap: Fraction by which neighbouring tiles overlap.
+        depth_overlap: Fraction by which neighbouring slabs overlap.
         normalization: Per channel, where it is not the plan's (a method with a convention of its own).
         recipes: Kind of weights to device class to recipe.
     """
@@ -228,8 +231,16 @@ class Configuration(Schema):
     slab_depth: Decided[int]
     channels: Decided[Literal["neighbours", "repeat", "direct", "projection"]]
     tile_overlap: Decided[float]
+    depth_overlap: Decided[float] = Decided(value=0.5, reason="half of a slab")
     normalization: Decided[tuple[ChannelNormalization, ...]] | None = None
     recipes: dict[WeightsKind, dict[DeviceClass, Recipe]]
+
+    @field_validator("tile_overlap", "depth_overlap")
+    @classmethod
+    def _partial(cls, value: Decided[float]) -> Decided[float]:
+        if not 0 <= value.value < 1:
+            raise ValueError(f"an overlap is a fraction from 0 to below 1, found {value.value}")
+        return value
 
     @model_validator(mode="after")
     def _possible(self) -> Configuration:
@@ -275,6 +286,7 @@ class Plan(Schema):
         version: Schema version.
         dataset: Folder name.
         fingerprint_sha256: Hash of the fingerprint it was made from.
+        probes_sha256: Hash of the probes it was made from; None without any.
         channel_names: In order.
         file_ending: Ending of predicted masks.
         labels: As in dataset.json.
@@ -292,6 +304,7 @@ class Plan(Schema):
     version: int = PLAN_VERSION
     dataset: str
     fingerprint_sha256: str
+    probes_sha256: str | None = None
     channel_names: tuple[str, ...]
     file_ending: str
     labels: dict[str, int | list[int]]
@@ -382,9 +395,10 @@ class ResolvedRecipe:
     precision: str
     checkpointing: bool
     ema_decay: float
-    augmentation: str
+    augmentation: Augmentation
     foreground_fraction: float
     memory_gib: float
+    mirror_views: int = 4
 
 
 def resolve_recipe(configuration: Configuration, weights_kind: str, device_class: str) -> ResolvedRecipe:

@@ -101,6 +101,10 @@ class Workspace:
         """The dataset's plan."""
         return self.preprocessed_folder(dataset) / "plans.json"
 
+    def probe_file(self, dataset: str) -> Path:
+        """What samunet_probe measured."""
+        return self.preprocessed_folder(dataset) / "probe.json"
+
     def splits_file(self, dataset: str) -> Path:
         """The dataset's cross-validation splits."""
         return self.preprocessed_folder(dataset) / "splits_final.json"

@@ -110,6 +110,8 @@ class Predictor:
             device=self._device,
             precision=usable_precision(self.recipe, self._device),
             slab_depth=self.recipe.slab_depth,
+            depth_overlap=self.configuration.depth_overlap.value,
+            mirror_views=self.recipe.mirror_views,
         )
         logits = SlidingPredictor(self._models, self.recipe, options).slices(data)
         return restore(logits, record, self.plan.label_spec, with_probabilities=with_probabilities)

@@ -36,6 +36,7 @@ class SlidingOptions:
         precision: "fp32", "bf16" or "fp16" autocast.
         slab_depth: Slices that the model sees together.
         depth_overlap: Fraction by which neighbouring slabs overlap.
+        mirror_views: Most mirrored views of a tile, the unmirrored one included: 1, 2 or 4.
     """
 
     context: int
@@ -46,6 +47,7 @@ class SlidingOptions:
     precision: str
     slab_depth: int = 1
     depth_overlap: float = 0.5
+    mirror_views: int = 4
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class SlidingPredictor:
         self._models = list(models)
         self._recipe = recipe
         self._options = options
-        self._views = mirror_combinations(options.mirror_axes)
+        self._views = mirror_combinations(options.mirror_axes, options.mirror_views)
 
     def slices(self, data: NDArray[np.float32]) -> Iterator[SliceLogits]:
         """Logits of every slice on the store grid, in order.

@@ -16,6 +16,12 @@ def mirror_axes(planned: Sequence[str], anatomical_axes: Sequence[str]) -> tuple
     return tuple(axis for axis in (0, 1) if anatomical_axes[1 + axis] in planned)
 
 
-def mirror_combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every subset of the axes, the empty one first: the views of test-time mirroring."""
-    return list(chain.from_iterable(combinations(axes, size) for size in range(len(axes) + 1)))
+def mirror_combinations(axes: Sequence[int], most: int = 4) -> list[tuple[int, ...]]:
+    """The views of test-time mirroring: every subset of the axes, the empty one first.
+
+    Args:
+        axes: In-plane axes.
+        most: Where there are more views than that, none and all of the axes (2), or none (1).
+    """
+    views = list(chain.from_iterable(combinations(axes, size) for size in range(len(axes) + 1)))
+    return views if len(views) <= most else [views[0], views[-1]][:most]

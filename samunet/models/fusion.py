@@ -128,7 +128,7 @@ class FusionUNet(nn.Module):
         """Logits at the images' resolution.
 
         Args:
-            images: (B, C, S, S), S a multiple of 16.
+            images: (B, C, S, S), S a multiple of 16, at least 32 (a norm over one pixel cannot train).
             embeddings: (B, E, h, w); resized where h is not S / 16.
 
         Returns:

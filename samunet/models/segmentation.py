@@ -139,9 +139,10 @@ class SegmentationModel(nn.Module):
         return {n for n in names if n.startswith((PROMPT_ENCODER, quality))} - {NETWORK + NO_MASK_EMBED}
 
     def _encoder_gradients(self) -> AbstractContextManager[object]:
-        """Nothing is recorded in an encoder that is frozen behind an input that does not train either."""
-        trains = any(p.requires_grad for p in self.channel_input.parameters())
-        return torch.no_grad() if self.method.encoder.train == "frozen" and not trains else nullcontext()
+        """Nothing is recorded in an encoder of which nothing trains, behind an input that does not train either."""
+        parts = (self.channel_input, self.network.image_encoder)
+        trains = any(p.requires_grad for part in parts for p in part.parameters())
+        return nullcontext() if trains else torch.no_grad()
 
     def _names_to_train(self) -> set[str]:
         every = [name for name, _ in self.named_parameters()]

@@ -60,7 +60,7 @@ def export_weights(model_folder: Path, fold: str, output: Path, *, checkpoint: s
     note = (
         f"sam_model_registry['{recipe.backbone}'](checkpoint='{output.name}')"
         if merged.scope != ENCODER_ONLY
-        else f"ImageEncoderViT(img_size={size}, ...) of segment-anything, strictly; its masks need this project's decoder"
+        else f"ImageEncoderViT(img_size={size}, ...) of segment-anything, strictly; masks need this project's decoder"
     )
     return ExportResult(output, merged.scope, note)
 

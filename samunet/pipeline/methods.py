@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.plan import Plan, ResolvedRecipe, WeightsKind, resolve_recipe, strip_reasons
+from samunet.artifacts.probe import load_probes
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema
 from samunet.core.errors import UsageError
@@ -120,6 +121,7 @@ def method_recipe(
             device=place,
             backbone=request.backbone,
             changes=request.changes,
+            probes=load_probes(workspace.probe_file(plan.dataset)),
         )
     else:
         planned = preset_recipe(

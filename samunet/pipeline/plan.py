@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from samunet.artifacts.dataset import DatasetDescription, RawDataset
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.plan import Plan, load_plan, save_plan
+from samunet.artifacts.probe import Probes, load_probes
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema, save_schema
 from samunet.core.errors import ConfigError, DataError, SamunetError
@@ -174,6 +175,7 @@ def _plan(
 ) -> Plan:
     """The existing plan if it still belongs to these facts, else a new one."""
     file = workspace.plan_file(dataset.name)
+    probes = load_probes(workspace.probe_file(dataset.name))
     budget = detect_budget(gpu_memory_gib=gpu_memory_gib, cpu_minutes=cpu_minutes)
     if file.is_file() and not overwrite:
         existing = load_plan(file)
@@ -184,8 +186,8 @@ def _plan(
                 if value is not None
             }
         )
-        if _belongs(existing, fingerprint, dataset.description):
-            edited = existing != make_plan(fingerprint, dataset.description, existing.budget)
+        if _belongs(existing, fingerprint, dataset.description, probes):
+            edited = existing != make_plan(fingerprint, dataset.description, existing.budget, probes=probes)
             if wanted == existing.budget:
                 reporter.info(f"{dataset.name}: plan kept" + (", with its edits" if edited else ""))
                 return existing
@@ -196,16 +198,17 @@ def _plan(
                 return existing
         else:
             _keep_previous(file, reporter)
-    plan = make_plan(fingerprint, dataset.description, budget)
+    plan = make_plan(fingerprint, dataset.description, budget, probes=probes)
     save_plan(plan, file)
     return plan
 
 
-def _belongs(plan: Plan, fingerprint: Fingerprint, description: DatasetDescription) -> bool:
+def _belongs(plan: Plan, fingerprint: Fingerprint, description: DatasetDescription, probes: Probes) -> bool:
     """Whether a plan was made from these facts and this dataset.json."""
     order = description.regions_class_order
     return (
         plan.fingerprint_sha256 == fingerprint.facts_sha256
+        and plan.probes_sha256 == probes.facts_sha256
         and plan.labels == description.labels
         and plan.regions_class_order == (None if order is None else tuple(order))
         and plan.file_ending == description.file_ending
@@ -215,7 +218,7 @@ def _belongs(plan: Plan, fingerprint: Fingerprint, description: DatasetDescripti
 def _keep_previous(file: Path, reporter: Reporter) -> None:
     previous = file.with_name(PREVIOUS_PLAN)
     file.replace(previous)
-    reporter.warn(f"the dataset has changed since it was planned: planned anew, the former plan is {previous}")
+    reporter.warn(f"the facts have changed since it was planned: planned anew, the former plan is {previous}")
 
 
 def _split(file: Path, cases: list[str], groups: Mapping[str, str] | None, reporter: Reporter) -> None:

@@ -44,10 +44,12 @@ from samunet.pipeline.training_run import (
     run_folder,
     with_length,
 )
+from samunet.planners.hardware import cpu_memory
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, load_identity, resume, save_result
 from samunet.training.data import Sample, Slabs, SliceDataset, make_loader
 from samunet.training.embeddings import EmbeddedSlices, EmbeddingCache, EmbeddingObjective, refuse, why_not
 from samunet.training.events import FoldEvents
+from samunet.training.fallback import predicted_gib
 from samunet.training.objective import Objective, SemanticObjective
 from samunet.training.prompted import PromptedDataset, PromptedObjective
 from samunet.training.trainer import RunSettings, Trainer
@@ -87,7 +89,7 @@ def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter)
         _train(identity, inputs, folder, device, request, reporter)
     else:
         existing = _existing_files(folder, overwrite=request.overwrite)
-        identity = _identify(request, plan, configuration, workspace, device, reporter)
+        identity = identify_run(request, plan, configuration, workspace, device, reporter)
         inputs = read_inputs(request, identity, folder, workspace)
         _train(identity, inputs, folder, device, request, reporter, replaced=existing)
     return TrainingResult(folder, _validate(inputs, folder, device, request, reporter))
@@ -101,7 +103,7 @@ def _existing_files(folder: Path, *, overwrite: bool) -> list[Path]:
     return existing
 
 
-def _identify(
+def identify_run(
     request: TrainingRequest,
     plan: Plan,
     configuration: str,
@@ -156,6 +158,7 @@ def _train(
         raise UsageError("--patience has no cases to watch: the fold has too few training cases or only one group")
     configuration = plan.configuration(identity.configuration)
     labels = plan.label_spec
+    available_gib, source = cpu_memory()
     built = build_model(
         recipe,
         num_tokens=labels.num_tokens,
@@ -168,13 +171,7 @@ def _train(
     identity = replace(identity, load_report=built.load_report.as_lists(), provenance=provenance)
     _announce(identity, inputs, device, reporter)
     reporter.info(built.load_report.summary())
-    settings = RunSettings(
-        recipe=recipe,
-        device=device,
-        seed=identity.seed,
-        minutes=recipe.minutes,
-        patience=identity.patience,
-    )
+    settings = RunSettings(recipe, device, identity.seed, recipe.minutes, identity.patience)
     events = _events(identity, inputs, folder, device)
     model = place(built.model, device)
     samples = _samples(identity, inputs, model, device, inputs.store.parent, request, reporter)
@@ -195,6 +192,8 @@ def _train(
             trainer.prolong()
         events.restart_log(trainer.state.history)
         reporter.info(f"continuing at step {trainer.state.step}, {trainer.state.seconds / 60:.1f} minutes in")
+    if device == "cpu" and recipe.method.trains_anything:
+        trainer.economise(partial(predicted_gib, recipe, labels.num_tokens), available_gib, source)
     state = trainer.run() if recipe.method.trains_anything else trainer.state
     save_result(folder, "final", trainer, identity)
     reporter.info(
@@ -244,7 +243,7 @@ def _samples(
         recipe=recipe,
         context=configuration.context_slices.value,
         seed=identity.seed,
-        augment=recipe.augmentation != "none",
+        augment=recipe.augmentation.enabled,
     )
     if request.cache_embeddings:
         reason = why_not(recipe, configuration, slices.records)

@@ -222,7 +222,7 @@ def resolve(
     recipe = method_recipe(request, plan, configuration, device, workspace)
     changes: dict[str, Any] = {"precision": usable_precision(recipe, device)}
     if not request.augment:
-        changes["augmentation"] = "none"
+        changes["augmentation"] = recipe.augmentation.model_copy(update={"enabled": False})
     if request.rank is not None:
         changes["method"] = _with_rank(recipe.method, request.rank)
     overrides = {
@@ -250,7 +250,9 @@ def _with_rank(method: Method, rank: int) -> Method:
     ranked = [i for i, adapter in enumerate(method.encoder.adapters) if hasattr(adapter, "rank")]
     if not ranked:
         raise UsageError("--rank has no effect here: this method has no low-rank adapters", found=summarise(method))
-    return with_changes(method, {f"encoder.adapters.{index}.rank": rank for index in ranked})
+    changes: dict[str, Any] = {f"encoder.adapters.{index}.rank": rank for index in ranked}
+    own = [index for index in ranked if hasattr(method.encoder.adapters[index], "ranks")]
+    return with_changes(method, changes | {f"encoder.adapters.{index}.ranks": None for index in own})
 
 
 def with_length(recipe: ResolvedRecipe, request: TrainingRequest) -> ResolvedRecipe:

@@ -96,7 +96,9 @@ def _adapter(adapter: object, spec: SamSpec) -> int:
     dims = block_dims(spec)
     match adapter:
         case Lora() | PeftLibrary():
-            return sum(_lora(adapter, dims[i]) for i in chosen_blocks(adapter.blocks, len(dims)))
+            indices = chosen_blocks(adapter.blocks, len(dims))
+            ranks = adapter.ranks_of(len(indices)) if isinstance(adapter, Lora) else (adapter.rank,) * len(indices)
+            return sum(_lora(adapter, dims[i], rank) for i, rank in zip(indices, ranks, strict=True))
         case Bottleneck():
             per_site = [bottleneck_parameters(dims[i], adapter.ratio) for i in chosen_blocks(adapter.blocks, len(dims))]
             return len(adapter.sites) * sum(per_site)
@@ -108,9 +110,9 @@ def _adapter(adapter: object, spec: SamSpec) -> int:
     raise TypeError(f"no count for {type(adapter).__name__}")
 
 
-def _lora(adapter: Lora | PeftLibrary, dim: int) -> int:
+def _lora(adapter: Lora | PeftLibrary, dim: int, rank: int) -> int:
     widths = {"q": 2, "k": 2, "v": 2, "o": 2, "qkv": 4, "mlp1": 5, "mlp2": 5}
-    factors = sum(widths[target] for target in adapter.targets) * dim * adapter.rank
+    factors = sum(widths[target] for target in adapter.targets) * dim * rank
     if isinstance(adapter, PeftLibrary) and adapter.variant == "dora":
         factors += sum({"qkv": 3, "o": 1, "mlp1": 4, "mlp2": 1}[target] for target in adapter.targets) * dim
     return factors

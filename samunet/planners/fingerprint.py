@@ -18,7 +18,7 @@ from samunet.artifacts.fingerprint import FINGERPRINT_VERSION, CaseFacts, Finger
 from samunet.core.config import parse_schema
 from samunet.core.errors import DataError
 from samunet.core.files import atomic_path, sha256_json
-from samunet.core.geometry import Triple
+from samunet.core.geometry import Geometry, Triple, code_directions
 from samunet.core.labels import LabelSpec
 from samunet.core.log import Reporter
 from samunet.core.volume import Volume
@@ -142,6 +142,7 @@ def measure_case(image: Volume, label_map: Volume, *, labels: LabelSpec, num_sam
         num_foreground_slices=_foreground_slices(foreground),
         effective_resolution=effective_resolution(cropped),
         structures=structure_facts(label_map.data[0], labels, image.geometry),
+        tilt_deg=tilt_deg(image.geometry),
     )
     drawn = draw_foreground([channel[inside] for channel in cropped], num_samples)
     return CaseMeasurement(facts, drawn, np.array([_moments(channel, crop) for channel in cropped]))
@@ -218,6 +219,12 @@ def _merge(dataset: RawDataset, files: dict[str, Path], *, left_out: tuple[str, 
         mirror_pairs=find_mirror_pairs(dataset.labels.names, facts),
         left_out=left_out,
     )
+
+
+def tilt_deg(geometry: Geometry) -> float:
+    """Largest angle in degrees between an array axis and the anatomical axis it is named after."""
+    along = np.sum(geometry.directions * code_directions(geometry.codes), axis=1)
+    return round(float(np.degrees(np.arccos(np.clip(along, -1, 1)).max())), 4)
 
 
 def majority_orientation(cases: Collection[CaseFacts]) -> tuple[str, str, str]:

@@ -27,7 +27,7 @@ def detect_budget(*, gpu_memory_gib: float | None = None, cpu_minutes: float | N
         cpu_minutes: Training minutes on a CPU; None for the default.
     """
     gpu, gpu_reason = (gpu_memory_gib, "as given") if gpu_memory_gib is not None else _gpu_memory()
-    cpu, cpu_reason = _cpu_memory()
+    cpu, cpu_reason = cpu_memory()
     minutes, minutes_reason = (cpu_minutes, "as given") if cpu_minutes is not None else (DEFAULT_CPU_MINUTES, "default")
     return Budget(
         gpu_memory_gib=round(gpu, 2),
@@ -51,8 +51,8 @@ def _gpu_memory() -> tuple[float, str]:
     return (min(sizes), "of the smallest GPU found here") if sizes else assumed
 
 
-def _cpu_memory() -> tuple[float, str]:
-    """Available memory, or what the control group leaves, less a fifth."""
+def cpu_memory() -> tuple[float, str]:
+    """What a process may take in GiB, and why: available memory, or what the control group leaves, less a fifth."""
     found = [(_UNLIMITED, "")]
     for line in _read(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):

@@ -9,9 +9,10 @@ from typing import Any
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.method import Method
 from samunet.artifacts.plan import METHOD_PARTS, DeviceClass, Plan, Recipe, WeightsKind
+from samunet.artifacts.probe import Probes
 from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError
-from samunet.planners.planner import facts_of_plan
+from samunet.planners.planner import NO_PROBES, facts_of_plan
 from samunet.planners.presets import MEDSAM_CONFIGURATION, Preset
 from samunet.planners.recipes import Reasoned, Wish, automatic, plan_recipe
 
@@ -52,15 +53,18 @@ def automatic_recipe(
     device: DeviceClass,
     backbone: str,
     changes: Mapping[str, Any],
+    probes: Probes = NO_PROBES,
 ) -> Recipe:
-    """The plan's own method on another backbone; arguments as for :func:`preset_recipe`."""
-    facts = facts_of_plan(plan, fingerprint)
+    """The plan's own method on another backbone; arguments as for :func:`preset_recipe` and :func:`make_plan`."""
+    facts = facts_of_plan(plan, fingerprint, probes)
     slab_depth = plan.configuration(configuration).slab_depth.value
-    wish = automatic(facts, weights, device, slab_depth=slab_depth)
+    wish = automatic(
+        facts, weights, device, configuration=configuration, slab_depth=slab_depth, backbone=(backbone, "given")
+    )
     method = with_changes(wish.method, changes)
     parts = {name: (getattr(method, name), reason) for name, (_, reason) in wish.parts.items()}
     intensities = _intensities(plan, configuration, device)
-    wish = replace(wish, backbone=(backbone, "given"), parts=parts, intensity_map=intensities)
+    wish = replace(wish, parts=parts, intensity_map=intensities)
     return parse_schema(Recipe, plan_recipe(facts, wish))
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 from samunet.artifacts.method import DecoderMethod, Depth, DepthAttention, EncoderMethod, Lora, Method, NoDepth
 from samunet.artifacts.plan import DeviceClass, WeightsKind
+from samunet.artifacts.probe import Probe
+from samunet.planners.ranks import choose_ranks
 
 BACKBONES: dict[WeightsKind, str] = {
     "sam": "vit_b",
@@ -43,9 +45,21 @@ def backbone(weights: WeightsKind, device: DeviceClass) -> tuple[str, str]:
 
 
 def encoder_method(
-    weights: WeightsKind, num_labelled_slices: int, num_structures: int, *, depth: Depth
+    weights: WeightsKind,
+    num_labelled_slices: int,
+    num_structures: int,
+    *,
+    depth: Depth,
+    probe: Probe | None = None,
 ) -> tuple[EncoderMethod, str]:
     """Which part of the encoder trains; the decoder always trains whole.
+
+    Args:
+        weights: Kind of weights.
+        num_labelled_slices: Slices with a structure.
+        num_structures: Structures.
+        depth: How slices of a slab see each other.
+        probe: Of this encoder on this dataset; without one the rank is the same everywhere.
 
     Source: SAMed (Zhang and Liu 2023): decoder only 67.95, LoRA and whole decoder 81.88 Dice on Synapse.
     """
@@ -58,7 +72,12 @@ def encoder_method(
     )
     if depth.kind != "none":
         reason += "; the adapters of the depth mechanism train with them"
-    return EncoderMethod(train="adapters", adapters=(Lora(targets=LORA_TARGETS, rank=rank),)), reason
+    ranks = None
+    if probe is not None:
+        ranks, ranks_reason = choose_ranks(probe, rank=rank, targets=LORA_TARGETS)
+        reason += f"; {ranks_reason}"
+    lora = Lora(targets=LORA_TARGETS, rank=rank, ranks=ranks)
+    return EncoderMethod(train="adapters", adapters=(lora,)), reason
 
 
 def decoder_method(weights: WeightsKind) -> tuple[DecoderMethod, str]:

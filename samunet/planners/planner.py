@@ -10,24 +10,32 @@ from typing import Any, get_args
 from samunet.artifacts.dataset import DatasetDescription
 from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
 from samunet.artifacts.plan import Budget, ChannelNormalization, DeviceClass, Frame, Plan, WeightsKind
+from samunet.artifacts.probe import Probes
 from samunet.core.config import parse_schema
-from samunet.planners import rules, sizes
+from samunet.planners import augmentation, rules, sizes
 from samunet.planners.recipes import Facts, automatic, decided, plan_recipe, valued
 
+NO_PROBES = Probes()
 
-def make_plan(fingerprint: Fingerprint, description: DatasetDescription, budget: Budget) -> Plan:
+
+def make_plan(
+    fingerprint: Fingerprint, description: DatasetDescription, budget: Budget, *, probes: Probes = NO_PROBES
+) -> Plan:
     """Decide everything about a dataset; the same facts and budget always give the same plan.
 
     Args:
         fingerprint: The dataset's facts.
         description: Its dataset.json.
         budget: The hardware to plan for.
+        probes: What samunet_probe measured.
     """
     cases = [fingerprint.cases[name] for name in sorted(fingerprint.cases)]
     spacing = rules.target_spacing([c.spacing for c in cases], [c.shape_after_crop for c in cases])
     frame = rules.frame(fingerprint, spacing[0])
     normalization = rules.normalization(fingerprint)
-    facts = gather(fingerprint, description, budget, frame[0], spacing[0], normalization[0])
+    mirror = rules.mirror_axes(fingerprint.mirror_pairs)
+    facts = gather(fingerprint, description, budget, frame[0], spacing[0], normalization[0], mirror[0])
+    facts = replace(facts, probes=probes)
     axis = frame[0].slice_axis
     alike = [c for c in cases if c.codes == frame[0].orientation]
     coherence = rules.mean_coherence(alike)[axis]
@@ -35,6 +43,7 @@ def make_plan(fingerprint: Fingerprint, description: DatasetDescription, budget:
     content = {
         "dataset": fingerprint.dataset,
         "fingerprint_sha256": fingerprint.facts_sha256,
+        "probes_sha256": probes.facts_sha256,
         "channel_names": fingerprint.channel_names,
         "file_ending": description.file_ending,
         "labels": description.labels,
@@ -42,7 +51,7 @@ def make_plan(fingerprint: Fingerprint, description: DatasetDescription, budget:
         "frame": decided(frame),
         "target_spacing": decided(spacing),
         "normalization": decided(normalization),
-        "mirror_axes": decided(rules.mirror_axes(fingerprint.mirror_pairs)),
+        "mirror_axes": decided(mirror),
         "configurations": _configurations(facts, frame[0], spacing[0], alike, neighbours=neighbours),
         "recommended": decided(rules.recommended(coherence, frame[0].spacing[axis], has_neighbours=neighbours)),
         "budget": budget,
@@ -58,6 +67,7 @@ def gather(
     frame: Frame,
     spacing: tuple[float, float, float],
     normalization: Sequence[ChannelNormalization],
+    mirror: Sequence[str],
 ) -> Facts:
     """Everything that recipes are derived from.
 
@@ -68,13 +78,13 @@ def gather(
         frame: Axes of processing.
         spacing: Target spacing per file axis in mm.
         normalization: Per channel.
+        mirror: Anatomical axes along which images may be mirrored.
     """
     cases = [fingerprint.cases[name] for name in sorted(fingerprint.cases)]
     in_plane = _in_plane(frame, spacing)
     shapes = rules.canonical_shapes(cases, frame, in_plane)
     longer = sorted(max(rows, columns) for _, rows, columns in shapes)
-    axis = frame.slice_axis
-    planar = [a for a in range(3) if a != axis]
+    turned = [rules.axis_operation(case, frame) for case in cases]
     widths: dict[str, list[float]] = {}
     for case in cases:
         for name, structure in case.structures.items():
@@ -83,7 +93,9 @@ def gather(
         typical_vox=round(median(longer)),
         largest_vox=longer[-1],
         width_vox=min((median(w) for w in widths.values()), default=0.0) / max(in_plane),
-        resolution=median(min(case.effective_resolution[a] for a in planar) for case in cases),
+        resolution=median(
+            min(operation.reorder(case.effective_resolution)[1:]) for case, operation in zip(cases, turned, strict=True)
+        ),
     )
     labels = description.label_spec
     return Facts(
@@ -95,8 +107,11 @@ def gather(
         num_structures=labels.num_foreground,
         num_slices=sum(shape[0] for shape in shapes),
         num_foreground_slices=sum(
-            min(case.num_foreground_slices[axis], shape[0]) for case, shape in zip(cases, shapes, strict=True)
+            min(operation.reorder(case.num_foreground_slices)[0], shape[0])
+            for case, operation, shape in zip(cases, turned, shapes, strict=True)
         ),
+        augmentation=augmentation.augmentation(cases, frame, mirror, in_plane),
+        mirrors=augmentation.in_plane_mirrors(frame, mirror),
         budget=budget,
     )
 
@@ -111,22 +126,29 @@ def _configurations(
 ) -> dict[str, Any]:
     """Slices, slices with their neighbours, slabs, and slices in MedSAM's own intensities, as far as the data allow."""
     in_plane = _in_plane(frame, spacing)
-    own = valued((None, *in_plane), "slices keep each case's own distance; in plane nnU-Net's target spacing")
-    planned = {"2d": _configuration(facts, own, 0)}
+    kept = valued((None, *in_plane), "slices keep each case's own distance; in plane nnU-Net's target spacing")
+    planned = {"2d": _configuration(facts, "2d", kept, 0)}
     if neighbours:
-        planned["2.5d"] = _configuration(facts, own, 1)
-    depth = rules.slab_depth(alike, frame, facts.shapes, spacing[frame.slice_axis])
+        planned["2.5d"] = _configuration(facts, "2.5d", kept, 1)
+    slice_mm = spacing[frame.slice_axis]
+    cases = [facts.fingerprint.cases[name] for name in sorted(facts.fingerprint.cases)]
+    resampled = rules.canonical_shapes(cases, frame, in_plane, slice_mm=slice_mm)
+    fewer = [min(own, new) for own, new in zip(facts.shapes, resampled, strict=True)]
+    depth = rules.slab_depth(alike, frame, fewer, slice_mm)
     if depth[0] > 1:
-        cubic = valued((spacing[frame.slice_axis], *in_plane), "nnU-Net's target spacing along all axes")
-        planned["3d"] = _configuration(facts, cubic, 1 if neighbours else 0, depth)
+        cubic = valued((slice_mm, *in_plane), "nnU-Net's target spacing along all axes")
+        planned["3d"] = _configuration(facts, "3d", cubic, 1 if neighbours else 0, depth)
     normalization, reason = rules.medsam_normalization(facts.fingerprint.channel_names)
-    medsam = _configuration(facts, own, 0, weights=("medsam", "sam"), intensity_map=rules.medsam_intensities())
+    medsam = _configuration(
+        facts, "2d_medsam", kept, 0, weights=("medsam", "sam"), intensity_map=rules.medsam_intensities()
+    )
     planned["2d_medsam"] = medsam | {"normalization": valued(normalization, reason)}
     return planned
 
 
 def _configuration(
     facts: Facts,
+    name: str,
     spacing: dict[str, Any],
     context: int,
     depth: tuple[int, str] = (1, "slices are predicted on their own"),
@@ -135,7 +157,7 @@ def _configuration(
     intensity_map: tuple[Any, str] | None = None,
 ) -> dict[str, Any]:
     def recipe(kind: WeightsKind, device: DeviceClass) -> dict[str, Any]:
-        wish = automatic(facts, kind, device, slab_depth=depth[0])
+        wish = automatic(facts, kind, device, configuration=name, slab_depth=depth[0])
         return plan_recipe(facts, replace(wish, intensity_map=intensity_map))
 
     return {
@@ -144,6 +166,7 @@ def _configuration(
         "slab_depth": decided(depth),
         "channels": decided(rules.encoder_channels(len(facts.fingerprint.channel_names), context)),
         "tile_overlap": valued(sizes.TILE_OVERLAP, "nnU-Net's half, where slices are tiled at all"),
+        "depth_overlap": decided(augmentation.depth_overlap(depth[0])),
         "recipes": {kind: {device: recipe(kind, device) for device in get_args(DeviceClass)} for kind in weights},
     }
 
@@ -153,7 +176,7 @@ def _in_plane(frame: Frame, spacing: tuple[float, float, float]) -> tuple[float,
     return rows, columns
 
 
-def facts_of_plan(plan: Plan, fingerprint: Fingerprint) -> Facts:
+def facts_of_plan(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -> Facts:
     """What further recipes for a planned dataset are derived from: its facts in the plan's own frame and spacing."""
     description = DatasetDescription(
         channel_names={str(index): name for index, name in enumerate(plan.channel_names)},
@@ -161,6 +184,13 @@ def facts_of_plan(plan: Plan, fingerprint: Fingerprint) -> Facts:
         regions_class_order=None if plan.regions_class_order is None else list(plan.regions_class_order),
         file_ending=plan.file_ending,
     )
-    return gather(
-        fingerprint, description, plan.budget, plan.frame.value, plan.target_spacing.value, plan.normalization.value
+    facts = gather(
+        fingerprint,
+        description,
+        plan.budget,
+        plan.frame.value,
+        plan.target_spacing.value,
+        plan.normalization.value,
+        plan.mirror_axes.value,
     )
+    return replace(facts, probes=probes)

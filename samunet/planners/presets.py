@@ -171,7 +171,9 @@ _PEFT = "Hugging Face peft"
 _FULL = EncoderMethod(train="full")
 _BOX = PromptMethod(kind="box", box_shift=0.1)
 _SINGLES = (
-    Preset("sam_decoder", "frozen encoder, whole decoder", _SAM_PAPER, "vit_b", "sam", Method(encoder=_FROZEN), _MEDSAM),
+    Preset(
+        "sam_decoder", "frozen encoder, whole decoder", _SAM_PAPER, "vit_b", "sam", Method(encoder=_FROZEN), _MEDSAM
+    ),
     Preset(
         "sam_zero_shot",
         "nothing trains: SAM as it is, prompted",
@@ -246,7 +248,7 @@ _SINGLES = (
     *(
         Preset(
             f"peft_{variant}",
-            f"{variant} from the _PEFT library, whole decoder",
+            f"{variant} from the peft library, whole decoder",
             _PEFT,
             "vit_b",
             "sam",

@@ -11,8 +11,9 @@ from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.method import Fusion, Method, PromptMethod
 from samunet.artifacts.model_spec import SIZE_STEP, STOCK_TOKENS, SamSpec, get_spec
 from samunet.artifacts.plan import Budget, ChannelNormalization, Decay, DeviceClass, LossWeights, WeightsKind
+from samunet.artifacts.probe import Probes
 from samunet.core.geometry import Triple
-from samunet.planners import memory, peft, rules, schedule, sizes
+from samunet.planners import augmentation, memory, peft, rules, schedule, sizes
 from samunet.planners.attention import attention_kind
 
 BATCH_CAP: dict[DeviceClass, int] = {"gpu": 24, "cpu": 8}
@@ -24,7 +25,22 @@ Reasoned = tuple[Any, str]
 
 @dataclass(frozen=True)
 class Facts:
-    """What all recipes of a plan are derived from."""
+    """What all recipes of a plan are derived from.
+
+    Args:
+        fingerprint: The dataset's facts.
+        normalization: Per channel.
+        shapes: Voxels (slices, rows, columns) per case at target spacing.
+        plane: In-plane sizes.
+        num_tokens: Mask tokens.
+        num_structures: Structures.
+        num_slices: Slices of all cases.
+        num_foreground_slices: Those that hold a structure.
+        augmentation: How images are varied, with its reason.
+        mirrors: In-plane axes along which images may be mirrored.
+        budget: Hardware planned for.
+        probes: What samunet_probe measured.
+    """
 
     fingerprint: Fingerprint
     normalization: Sequence[ChannelNormalization]
@@ -34,7 +50,10 @@ class Facts:
     num_structures: int
     num_slices: int
     num_foreground_slices: int
+    augmentation: Reasoned
+    mirrors: int
     budget: Budget
+    probes: Probes = Probes()
 
 
 @dataclass(frozen=True)
@@ -77,24 +96,38 @@ class _Fit:
     attention_reason: str
 
 
-def automatic(facts: Facts, weights: WeightsKind, device: DeviceClass, *, slab_depth: int = 1) -> Wish:
+def automatic(
+    facts: Facts,
+    weights: WeightsKind,
+    device: DeviceClass,
+    *,
+    configuration: str,
+    slab_depth: int = 1,
+    backbone: Reasoned | None = None,
+) -> Wish:
     """What samunet itself chooses for a kind of weights on a class of device.
 
     Args:
         facts: Of the dataset.
         weights: Kind of weights.
         device: Class of device.
+        configuration: Planned for.
         slab_depth: Slices per slab; more than one brings depth attention.
+        backbone: Image encoder, with its reason, instead of samunet's own choice.
     """
     depth = peft.depth_mechanism(slab_depth)
+    backbone = backbone or peft.backbone(weights, device)
+    probe = facts.probes.find(configuration=configuration, weights=weights, backbone=backbone[0])
     parts = {
-        "encoder": peft.encoder_method(weights, facts.num_foreground_slices, facts.num_structures, depth=depth[0]),
+        "encoder": peft.encoder_method(
+            weights, facts.num_foreground_slices, facts.num_structures, depth=depth[0], probe=probe
+        ),
         "depth": depth,
         "decoder": peft.decoder_method(weights),
         "prompts": (PromptMethod(), "all structures are found without a prompt"),
         "fusion": (Fusion(), "SAM's own mask decoder"),
     }
-    return Wish(weights, device, peft.backbone(weights, device), parts, slab_depth)
+    return Wish(weights, device, backbone, parts, slab_depth)
 
 
 def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
@@ -126,8 +159,9 @@ def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
             fit.load.checkpointing, "blocks keep only their input" if fit.load.checkpointing else "memory suffices"
         ),
         "ema_decay": decided(schedule.ema_decay(steps)),
-        "augmentation": valued("full", "nnU-Net's table of transforms"),
+        "augmentation": decided(facts.augmentation),
         "foreground_fraction": decided(rules.foreground_fraction(facts.num_slices, facts.num_foreground_slices)),
+        "mirror_views": decided(_mirror_views(facts, wish, fit)),
         "memory_gib": valued(
             memory.memory_gib(fit.load), f"predicted peak; planned for {_memory(facts, device):.1f} GiB"
         ),
@@ -144,7 +178,8 @@ def _fit(facts: Facts, wish: Wish, spec: SamSpec) -> tuple[_Fit, str]:
     if given is not None:
         fit = _fit_size(facts, wish, spec, given[0], given[0], must_fit=True)
         assert fit is not None
-        return fit, given[1]
+        is_free = device == "cpu" and "batch_size" not in (wish.fixed or {})
+        return (_fewer_slices(facts, wish, fit) if is_free else fit), given[1]
     limits: list[str] = []
     for size in sizes.smaller_inputs(wanted):
         is_smallest = size == SIZE_STEP
@@ -235,7 +270,7 @@ def _fewer_slices(facts: Facts, wish: Wish, fit: _Fit) -> _Fit:
         batch = fit.batch // 2 // depth * depth
         parts = min(fit.parts, batch // depth)
         load = replace(fit.load, slices=_at_once(batch, parts, depth))
-        reason = f"halved from {fit.batch} so that more steps fit the minutes"
+        reason = f"{fit.batch_reason}; halved from {fit.batch} so that more steps fit the minutes"
         fit = replace(fit, load=load, batch=batch, parts=parts, batch_reason=reason)
     return fit
 
@@ -257,6 +292,19 @@ def _cpu_steps(facts: Facts, fit: _Fit) -> int:
     load = fit.load
     minutes = facts.budget.cpu_minutes
     return schedule.cpu_steps(load.spec, load.input_size, facts.num_tokens, batch=fit.batch, minutes=minutes)
+
+
+def _mirror_views(facts: Facts, wish: Wish, fit: _Fit) -> Reasoned:
+    """How many mirrored views prediction averages; a slice is seen once more where slabs overlap."""
+    load, depth = fit.load, wish.slab_depth
+    seen = 1 / (1 - augmentation.depth_overlap(depth)[0])
+    return augmentation.mirror_views(
+        device=wish.device,
+        promptable=wish.method.promptable,
+        mirrors=facts.mirrors,
+        tiles=round(seen * augmentation.num_tiles(facts.shapes, load.tile_vox, sizes.TILE_OVERLAP)),
+        images_per_second=schedule.cpu_images_per_second(load.spec, load.input_size, facts.num_tokens),
+    )
 
 
 def _intensities(facts: Facts, weights: WeightsKind) -> Reasoned:

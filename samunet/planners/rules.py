@@ -9,7 +9,7 @@ import numpy as np
 
 from samunet.artifacts.fingerprint import CaseFacts, Fingerprint, IntensityStatistics, MirrorPair, ZScoreRange
 from samunet.artifacts.plan import ChannelNormalization, Frame, IntensityMap, WeightsKind
-from samunet.core.geometry import ANATOMICAL_AXES, Geometry, SpacingTriple, Triple, code_directions
+from samunet.core.geometry import ANATOMICAL_AXES, AxisOperation, Geometry, SpacingTriple, Triple, code_directions
 from samunet.planners.fingerprint import majority_orientation
 from samunet.preprocessing.normalization import scheme_for_channel
 
@@ -109,15 +109,30 @@ def mean_coherence(cases: Sequence[CaseFacts]) -> tuple[float, float, float]:
     return z, y, x
 
 
-def canonical_shapes(cases: Sequence[CaseFacts], chosen: Frame, spacing: tuple[float, float]) -> list[Triple]:
-    """Voxels (slices, rows, columns) of every cropped case in the frame at the target in-plane spacing."""
+def axis_operation(case: CaseFacts, chosen: Frame) -> AxisOperation:
+    """How a case is turned into the frame."""
+    grid = Geometry.from_spacing(case.shape, case.spacing, directions=code_directions(case.codes))
+    return chosen.operation_for(grid)
+
+
+def canonical_shapes(
+    cases: Sequence[CaseFacts], chosen: Frame, spacing: tuple[float, float], *, slice_mm: float | None = None
+) -> list[Triple]:
+    """Voxels (slices, rows, columns) of every cropped case in the frame at the target in-plane spacing.
+
+    Args:
+        cases: Facts of the cases.
+        chosen: Axes of processing.
+        spacing: Target spacing of rows and columns in mm.
+        slice_mm: Target distance of slices; None where cases keep their own.
+    """
     shapes = []
     for case in cases:
-        grid = Geometry.from_spacing(case.shape, case.spacing, directions=code_directions(case.codes))
-        operation = chosen.operation_for(grid)
+        operation = axis_operation(case, chosen)
         size, mm = operation.reorder(case.shape_after_crop), operation.reorder(case.spacing)
         rows, columns = (max(1, round(size[a + 1] * mm[a + 1] / spacing[a])) for a in range(2))
-        shapes.append((size[0], rows, columns))
+        slices = size[0] if slice_mm is None else max(1, round(size[0] * mm[0] / slice_mm))
+        shapes.append((slices, rows, columns))
     return shapes
 
 
@@ -215,7 +230,7 @@ def slab_depth(
     Args:
         cases: Facts of the cases of the majority orientation.
         frame: Axes of processing.
-        shapes: Voxels per case, slices first.
+        shapes: Voxels per case, slices first, before or after resampling, whichever are fewer.
         spacing_mm: Distance of slices after resampling.
 
     Returns:

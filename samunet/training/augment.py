@@ -31,9 +31,6 @@ from scipy.ndimage import gaussian_filter
 
 from samunet.core.labels import IGNORE_INDEX
 
-NARROW_ROTATION = np.deg2rad(15.0)
-WIDE_ROTATION = np.pi
-
 
 class SliceAugmentation:
     """Random rotation, scaling, noise, blur, brightness, contrast, resolution and gamma of one tile of a slab.
@@ -42,11 +39,12 @@ class SliceAugmentation:
         tile: Side of the square tile in voxels.
         separate_channels: Whether channels are different images (MR sequences, RGB) whose intensities vary on their
             own, rather than neighbouring slices of one.
-        full_rotation: Rotate by any angle (nothing says what is up) instead of up to 15 degrees.
+        rotation_deg: Largest rotation to either side, in degrees.
+        scale: Least and largest scaling factor.
     """
 
-    def __init__(self, *, tile: int, separate_channels: bool, full_rotation: bool) -> None:
-        self._spatial = _spatial_transform(tile, WIDE_ROTATION if full_rotation else NARROW_ROTATION)
+    def __init__(self, *, tile: int, separate_channels: bool, rotation_deg: float, scale: tuple[float, float]) -> None:
+        self._spatial = _spatial_transform(tile, float(np.deg2rad(rotation_deg)), scale)
         self._intensities = _intensity_transforms(separate_channels)
 
     def __call__(self, image: NDArray[np.float32], maps: NDArray[np.int16]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -114,7 +112,7 @@ def _unfold(folded: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
     return folded.reshape(like.shape[1], like.shape[0], *folded.shape[2:]).swapaxes(0, 1)
 
 
-def _spatial_transform(tile: int, angle: float) -> AbstractTransform:
+def _spatial_transform(tile: int, angle: float, scale: tuple[float, float]) -> AbstractTransform:
     return SpatialTransform(
         (tile, tile),
         patch_center_dist_from_border=None,
@@ -122,7 +120,7 @@ def _spatial_transform(tile: int, angle: float) -> AbstractTransform:
         do_rotation=True,
         angle_x=(-angle, angle),
         do_scale=True,
-        scale=(0.7, 1.4),
+        scale=scale,
         border_mode_data="constant",
         border_cval_data=0,
         order_data=1,

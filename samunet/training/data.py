@@ -104,7 +104,7 @@ class SliceDataset(Dataset[Sample]):
         store_folder: Folder of the store.
         cases: Training cases.
         plan: Labels and mirror axes.
-        recipe: Tile, slab depth and foreground fraction.
+        recipe: Tile, slab depth, foreground fraction, rotation and scaling.
         context: Neighbouring slices on each side of every slice that become channels.
         seed: Seed of the run.
         augment: Whether to augment.
@@ -128,7 +128,12 @@ class SliceDataset(Dataset[Sample]):
         self._recipe, self._context, self._seed = recipe, context, seed
         self._separate = len(plan.channel_names) > 1
         self._augmentation = (
-            SliceAugmentation(tile=recipe.tile_vox, separate_channels=self._separate, full_rotation=False)
+            SliceAugmentation(
+                tile=recipe.tile_vox,
+                separate_channels=self._separate,
+                rotation_deg=recipe.augmentation.rotation_deg,
+                scale=recipe.augmentation.scale,
+            )
             if augment
             else None
         )

@@ -34,7 +34,7 @@ def why_not(recipe: ResolvedRecipe, configuration: Configuration, records: Mappi
     """Why the embeddings of a run cannot be cached; None if they can."""
     if recipe.method.encoder.train != "frozen":
         return "the encoder trains: its embeddings change with every step"
-    if recipe.augmentation != "none":
+    if recipe.augmentation.enabled:
         return "augmentation changes the images: add --no-augmentation"
     if configuration.channels.value == "projection":
         return "the projection of the channels trains before the encoder"
@@ -122,17 +122,14 @@ class EmbeddedSlices(Dataset[Sample]):
 class EmbeddingObjective(SemanticObjective):
     """The semantic loss of a decoder that reads embeddings."""
 
-    def loss(self, model: SegmentationModel, batch: Batch) -> Tensor:
-        """Cross-entropy and Dice on the store's grid.
+    def logits(self, model: SegmentationModel, batch: Batch) -> Tensor:
+        """What the decoder says about embeddings.
 
         Args:
             model: In train mode.
             batch: Embedding (B, 1, E, S/16, S/16), valid and target (B, 1, ., V, V).
         """
-        embedding, _, target = (part.flatten(0, 1) for part in batch)
-        with autocast(self._device, self._recipe.precision):
-            logits = model.decode(embedding)
-        return self.score(logits, target)
+        return model.decode(batch[0].flatten(0, 1))
 
 
 def refuse(reason: str) -> UsageError:

@@ -5,6 +5,8 @@ Legend: B batch, T mask tokens, H W in-plane.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
@@ -13,9 +15,26 @@ from samunet.artifacts.plan import LossWeights
 from samunet.core.labels import IGNORE_INDEX
 
 EQUAL = LossWeights()
+_SMOOTH = 1e-5
 
 
-def soft_dice(probabilities: Tensor, onehot: Tensor, valid: Tensor, *, smooth: float = 1e-5) -> Tensor:
+class LossSums(NamedTuple):
+    """What a loss is computed from; the sums of a batch are those of its parts, added up.
+
+    Args:
+        cross_entropy: () over the voxels (and regions) that count.
+        num_voxels: () how many those are.
+        intersection: (C,) probability times reference, per channel that Dice is taken of.
+        total: (C,) probability plus reference.
+    """
+
+    cross_entropy: Tensor
+    num_voxels: Tensor
+    intersection: Tensor
+    total: Tensor
+
+
+def soft_dice(probabilities: Tensor, onehot: Tensor, valid: Tensor, *, smooth: float = _SMOOTH) -> Tensor:
     """Mean soft Dice over channels, summed over the batch and all valid voxels (batch Dice).
 
     Channels with neither prediction nor reference count as well as their smoothing says: near 1.
@@ -28,10 +47,7 @@ def soft_dice(probabilities: Tensor, onehot: Tensor, valid: Tensor, *, smooth: f
 
     Source: V-Net (Milletari 2016); batch Dice as in nnU-Net (Isensee 2021).
     """
-    axes = (0, 2, 3)
-    intersection = (probabilities * onehot * valid).sum(axes)
-    total = (probabilities * valid).sum(axes) + (onehot * valid).sum(axes)
-    return ((2 * intersection + smooth) / (total + smooth)).mean()
+    return _dice_of(*_dice_sums(probabilities, onehot, valid), smooth)
 
 
 def label_loss(logits: Tensor, target: Tensor, weights: LossWeights = EQUAL) -> Tensor:
@@ -45,13 +61,17 @@ def label_loss(logits: Tensor, target: Tensor, weights: LossWeights = EQUAL) -> 
     Returns:
         A scalar; exactly 0 (with a gradient of 0) when no voxel is valid.
     """
+    return _loss_of_logits(label_sums(logits, target), logits, weights)
+
+
+def label_sums(logits: Tensor, target: Tensor) -> LossSums:
+    """What :func:`label_loss` is computed from."""
     indices = target[:, 0].long()
     valid = (indices != IGNORE_INDEX).unsqueeze(1)
-    count = valid.sum().clamp(min=1)
-    cross_entropy = F.cross_entropy(logits, indices, ignore_index=IGNORE_INDEX, reduction="sum") / count
+    cross_entropy = F.cross_entropy(logits, indices, ignore_index=IGNORE_INDEX, reduction="sum")
     onehot = torch.zeros_like(logits).scatter_(1, indices.clamp(min=0).unsqueeze(1), 1.0)
-    dice = soft_dice(logits.softmax(1)[:, 1:], onehot[:, 1:], valid)
-    return _zero_if_nothing(weights.cross_entropy * cross_entropy + weights.dice * (1 - dice), logits, valid)
+    dice = _dice_sums(logits.softmax(1)[:, 1:], onehot[:, 1:], valid)
+    return LossSums(cross_entropy, valid.sum().float(), *dice)
 
 
 def region_loss(logits: Tensor, target: Tensor, weights: LossWeights = EQUAL) -> Tensor:
@@ -62,19 +82,50 @@ def region_loss(logits: Tensor, target: Tensor, weights: LossWeights = EQUAL) ->
         target: (B, T, H, W) of 0, 1 or IGNORE_INDEX.
         weights: Of the two parts.
     """
+    return _loss_of_logits(region_sums(logits, target), logits, weights)
+
+
+def region_sums(logits: Tensor, target: Tensor) -> LossSums:
+    """What :func:`region_loss` is computed from."""
     valid = (target != IGNORE_INDEX).all(1, keepdim=True)
     reference = target.clamp(min=0).to(logits.dtype)
     entropy = F.binary_cross_entropy_with_logits(logits, reference, reduction="none")
-    cross_entropy = (entropy * valid).sum() / (valid.sum() * logits.shape[1]).clamp(min=1)
-    dice = soft_dice(logits.sigmoid(), reference, valid)
-    return _zero_if_nothing(weights.cross_entropy * cross_entropy + weights.dice * (1 - dice), logits, valid)
+    dice = _dice_sums(logits.sigmoid(), reference, valid)
+    return LossSums((entropy * valid).sum(), (valid.sum() * logits.shape[1]).float(), *dice)
 
 
-def _zero_if_nothing(loss: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
-    return torch.where(valid.any(), loss, logits.sum() * 0.0)
+def loss_of_sums(sums: LossSums, weights: LossWeights = EQUAL) -> Tensor:
+    """The loss that sums stand for; 0 when no voxel is valid."""
+    return torch.where(sums.num_voxels > 0, _weighted(sums, weights), sums.cross_entropy * 0.0)
+
+
+def _loss_of_logits(sums: LossSums, logits: Tensor, weights: LossWeights) -> Tensor:
+    return torch.where(sums.num_voxels > 0, _weighted(sums, weights), logits.sum() * 0.0)
+
+
+def _weighted(sums: LossSums, weights: LossWeights) -> Tensor:
+    cross_entropy = sums.cross_entropy / sums.num_voxels.clamp(min=1)
+    dice = _dice_of(sums.intersection, sums.total, _SMOOTH)
+    return weights.cross_entropy * cross_entropy + weights.dice * (1 - dice)
+
+
+def _dice_sums(probabilities: Tensor, onehot: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    axes = (0, 2, 3)
+    intersection = (probabilities * onehot * valid).sum(axes)
+    return intersection, (probabilities * valid).sum(axes) + (onehot * valid).sum(axes)
+
+
+def _dice_of(intersection: Tensor, total: Tensor, smooth: float) -> Tensor:
+    return ((2 * intersection + smooth) / (total + smooth)).mean()
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, *, has_regions: bool, weights: LossWeights = EQUAL) -> Tensor:
     """The loss for a dataset's kind of labels, in float32 whatever the logits' precision."""
     loss = region_loss if has_regions else label_loss
     return loss(logits.float(), target, weights)
+
+
+def segmentation_sums(logits: Tensor, target: Tensor, *, has_regions: bool) -> LossSums:
+    """What :func:`segmentation_loss` is computed from."""
+    sums = region_sums if has_regions else label_sums
+    return sums(logits.float(), target)

@@ -223,13 +223,26 @@ class PromptedObjective:
         Returns:
             A scalar with a gradient; 0 if no slice of the batch is prompted.
         """
+        return self._losses(model, batch).mean()
+
+    def sums(self, model: PromptableModel, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The losses of the prompted slices, added up, and how many those are."""
+        flat = PromptedSample(*batch)
+        prompted = flat.has_box | (flat.point_labels != NO_CLICK).any(-1)
+        return self._losses(model, batch).sum(), prompted.sum().float()
+
+    def loss_of(self, sums: tuple[Tensor, ...]) -> Tensor:
+        """Their mean; 0 if no slice is prompted."""
+        total, count = sums
+        return total / count.clamp(min=1)
+
+    def _losses(self, model: PromptableModel, batch: tuple[Tensor, ...]) -> Tensor:
+        """One loss per prompted slice; a single 0 if none is."""
         depth = batch[0].shape[1]
         flat = PromptedSample(*(part.flatten(0, 1) for part in batch))
         with autocast(self._device, self._recipe.precision):
             embeddings = model.encode(to_encoder(flat.image, flat.valid, self._recipe), depth=depth)
-        losses = [self._rounds(model, group) for group in self._groups(flat, embeddings)]
-        total: Tensor = torch.cat(losses).mean()
-        return total
+        return torch.cat([self._rounds(model, group) for group in self._groups(flat, embeddings)])
 
     def _groups(self, flat: PromptedSample, embeddings: Tensor) -> list[PromptRound]:
         """The prompted slices with a box and those with clicks; without any, one slice of which nothing is known."""

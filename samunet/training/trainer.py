@@ -17,6 +17,8 @@ from samunet.core.errors import OutOfMemoryError, TrainingError
 from samunet.core.log import Reporter
 from samunet.models.segmentation import SegmentationModel
 from samunet.training.data import Sample, next_batch
+from samunet.training.fallback import Footprint, Volatile, in_advance, ladder_of, ran_out, release_memory
+from samunet.training.gradients import accumulate
 from samunet.training.objective import Objective
 from samunet.training.optim import MovingAverage, clip_gradients, learning_rate_factor, set_learning_rate
 
@@ -67,6 +69,8 @@ class RunState:
         best_epoch: Epoch of it.
         finished: Whether the run reached its end.
         history: One row per epoch, as logged.
+        parts: Parts of a step since memory ran out; None: as planned.
+        checkpointing: Whether blocks are recomputed since memory ran out; None: as planned.
     """
 
     step: int = 0
@@ -76,6 +80,8 @@ class RunState:
     best_epoch: int = 0
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
+    parts: int | None = None
+    checkpointing: bool | None = None
 
 
 class RunEvents(Protocol):
@@ -134,6 +140,7 @@ class Trainer:
         uses_scaler = recipe.precision == "fp16" and torch.device(settings.device).type == "cuda"
         self.scaler = torch.amp.GradScaler(enabled=uses_scaler)
         self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._ladder = ladder_of(model.train(), recipe)
         self._started = monotonic()
         self._saved = monotonic()
         self._evaluation_seconds = self._evaluated_at = 0.0
@@ -160,6 +167,36 @@ class Trainer:
             return min(1.0, self.elapsed / (60 * self.settings.minutes))
         return self.state.step / self.total_steps
 
+    @property
+    def footprint(self) -> Footprint:
+        """How steps are computed: as planned, or as they had to be since memory ran out."""
+        recipe, state = self.settings.recipe, self.state
+        return Footprint(
+            recipe.accumulation_steps if state.parts is None else state.parts,
+            recipe.checkpointing if state.checkpointing is None else state.checkpointing,
+        )
+
+    def economise(self, predicted: Callable[[Footprint], float], available_gib: float, source: str) -> None:
+        """Fall back before the first step where it is predicted not to fit; warn where nothing makes it fit.
+
+        Args:
+            predicted: Peak of a step in GiB.
+            available_gib: What it may take.
+            source: Where that figure comes from.
+        """
+        before = self.footprint
+        if predicted(before) <= available_gib:
+            return
+        after = in_advance(self._ladder, before, predicted, available_gib)
+        self._take(after)
+        line = f"a step may take {predicted(before):.1f} GiB of memory, and {available_gib:.1f} are there ({source}): "
+        line += after.change_from(before) or "nothing makes it smaller"
+        if predicted(after) <= available_gib:
+            self._reporter.info(f"{line}; going on")
+        else:
+            least = f"{predicted(after):.1f} GiB at least"
+            self._reporter.warn(f"{line}; {least}, so close other programs or plan again on this machine")
+
     def prolong(self) -> None:
         """Let a run whose length was changed go on, evaluating at the milestones still ahead."""
         self.state.finished = False
@@ -170,22 +207,21 @@ class Trainer:
 
         Raises:
             TrainingError: If the loss is not a number any more; the last checkpoint is kept.
-            OutOfMemoryError: If a step does not fit the device.
+            OutOfMemoryError: If a step does not fit the device, whatever it is cut into.
         """
         self._started = self._saved = monotonic()
         self.model.train()
+        self.model.set_checkpointing(self.footprint.checkpointing)
         if self.state.step == 0:
             self._save("latest")
         batches: Iterator[Sample] = iter(self._make_loader(self.state.step * self.settings.samples_per_step))
         try:
             while not self.state.finished and self.progress < 1:
                 self._after_epoch(self._epoch(batches))
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(
-                f"memory of {self.settings.device} ran out while training",
-                found=str(error).split("\n")[0],
-                todo="start again with a smaller --batch-size, or plan with --gpu-memory; --c keeps what is trained",
-            ) from None
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            raise self._out_of_memory(str(error)) from None
         if not self.state.finished:
             self.state.finished = True
             self._save("latest")
@@ -219,25 +255,19 @@ class Trainer:
             "minutes": round(self.elapsed / 60, 3),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "loss": loss,
+            "parts": self.footprint.parts,
+            "checkpointing": self.footprint.checkpointing,
             "images_per_second": round((self.state.step - first) * recipe.batch_size / max(seconds, 1e-9), 2),
         }
 
     def _step(self, batches: Iterator[Sample]) -> Tensor:
-        """One optimizer step over one batch, split into the planned number of parts; returns its mean loss."""
-        recipe, device = self.settings.recipe, self.settings.device
+        """One optimizer step over one batch; returns its mean loss."""
+        recipe = self.settings.recipe
         factor = learning_rate_factor(
             self.state.step, self.progress, warmup_steps=recipe.warmup_steps, decay=recipe.decay
         )
         set_learning_rate(self.optimizer, recipe.learning_rate * factor)
-        batch = tuple(part.to(device, non_blocking=True) for part in next_batch(batches))
-        parts = zip(*(tensor.chunk(recipe.accumulation_steps) for tensor in batch), strict=True)
-        total = torch.zeros((), device=device)
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in parts:
-            loss = self._objective.loss(self.model, part)
-            share = loss * (len(part[0]) / len(batch[0]))
-            self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
-            total += share.detach()
+        total = self._gradients(next_batch(batches))
         self.scaler.unscale_(self.optimizer)
         clip_gradients(self._trained, MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
@@ -245,6 +275,61 @@ class Trainer:
         self.average.update()
         self.state.step += 1
         return total
+
+    def _gradients(self, batch: Sample) -> Tensor:
+        """Gradients of a batch; where memory runs out, of the same batch again with the next smaller footprint.
+
+        Only these are tried again: activations are gone by the time of the update, which no footprint makes smaller.
+
+        Raises:
+            OutOfMemoryError: If the smallest footprint does not fit; the run as it was before this step is saved.
+        """
+        while True:
+            start = Volatile.of(self.model)
+            try:
+                return self._backward(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+                found = str(error)
+            # Outside of the except clause, whose traceback would keep the failed step's tensors.
+            start.restore()
+            self.optimizer.zero_grad(set_to_none=True)
+            release_memory()
+            before, smaller = self.footprint, self._ladder.below(self.footprint)
+            if smaller is None:
+                self._save("latest")
+                raise self._out_of_memory(found)
+            self._take(smaller)
+            self._reporter.info(
+                f"memory ran out at step {self.state.step + 1}: {smaller.change_from(before)}; going on"
+            )
+
+    def _backward(self, batch: Sample) -> Tensor:
+        recipe, device = self.settings.recipe, self.settings.device
+        self.optimizer.zero_grad(set_to_none=True)
+        return accumulate(
+            self.model,
+            self._objective,
+            tuple(part.to(device, non_blocking=True) for part in batch),
+            parts=recipe.accumulation_steps,
+            pieces=self.footprint.parts // recipe.accumulation_steps,
+            least=self._ladder.least,
+            scaler=self.scaler,
+        )
+
+    def _take(self, footprint: Footprint) -> None:
+        self.state.parts, self.state.checkpointing = footprint.parts, footprint.checkpointing
+        self.model.set_checkpointing(footprint.checkpointing)
+
+    def _out_of_memory(self, found: str) -> OutOfMemoryError:
+        on_cpu = torch.device(self.settings.device).type == "cpu"
+        other = "close other programs" if on_cpu else "plan for less with --gpu-memory"
+        return OutOfMemoryError(
+            f"memory of {self.settings.device} ran out while training",
+            found=found.split("\n")[0],
+            todo=f"{other} and go on with --c, which keeps what is trained, or start again with a smaller --batch-size",
+        )
 
     def _after_epoch(self, row: dict[str, Any]) -> None:
         """Evaluate at milestones, remember the best, stop on patience, save, log."""

@@ -140,7 +140,7 @@ def test_a_stale_mask_never_passes_for_a_new_one(workspace: Workspace, monkeypat
 def test_a_loss_that_is_no_number_stops_the_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
     """The run ends with a message and writes no result."""
     monkeypatch.setattr(
-        "samunet.training.trainer.segmentation_loss", lambda logits, *_, **__: logits.sum() * float("nan")
+        "samunet.training.objective.segmentation_loss", lambda logits, *_, **__: logits.sum() * float("nan")
     )
     with pytest.raises(TrainingError, match="not a number"):
         run(workspace)
@@ -245,5 +245,5 @@ def test_patience_stops_early(workspace: Workspace, monkeypatch: pytest.MonkeyPa
 
 def test_rank_is_refused_where_nothing_reads_it(workspace: Workspace):
     """--rank with a recipe that has no LoRA is an error, not silently ignored."""
-    with pytest.raises(UsageError, match="no LoRA"):
+    with pytest.raises(UsageError, match="no low-rank adapters"):
         run(workspace, rank=8)

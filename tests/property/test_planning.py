@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
 from samunet.artifacts.model_spec import SIZE_STEP
-from samunet.artifacts.plan import DEVICE_CLASSES, WEIGHTS_KINDS, Plan, resolve_recipe
+from samunet.artifacts.plan import DEVICE_CLASSES, Configuration, Plan, resolve_recipe
 from samunet.core.config import parse_schema
+from samunet.inference.sliding import slab_starts
 from samunet.planners.explain import explain, summary
 from samunet.planners.planner import make_plan
+from samunet.planners.rules import canonical_shapes
 from tests import planning_facts as facts
 
 CODES = [("S", "A", "R"), ("I", "P", "L"), ("A", "I", "L"), ("R", "S", "P")]
@@ -29,7 +33,11 @@ def cases(draw: st.DrawFn) -> Any:
     crop = tuple(draw(st.integers(1, n)) for n in shape)
     names = draw(st.sets(st.sampled_from(["a", "b", "c"])))
     structures = {
-        name: facts.structure(width_mm=draw(st.floats(0.1, 200.0)), coherence=(draw(unit), draw(unit), draw(unit)))
+        name: facts.structure(
+            width_mm=draw(st.floats(0.1, 200.0)),
+            coherence=(draw(unit), draw(unit), draw(unit)),
+            coherence_mm=(draw(millimetres), draw(millimetres), draw(millimetres)),
+        )
         for name in sorted(names)
     }
     return facts.case(
@@ -39,6 +47,7 @@ def cases(draw: st.DrawFn) -> Any:
         codes=draw(st.sampled_from(CODES)),
         structures=structures,
         resolution=(draw(unit), draw(unit), draw(unit)),
+        tilt=draw(st.none() | st.floats(0.0, 54.7)),
     )
 
 
@@ -75,6 +84,11 @@ def test_a_plan_is_always_valid_and_explained(fingerprint: Fingerprint, gpu: flo
                 assert (recipe.method.encoder.train == "full") == (weights == "none")
                 assert recipe.batch_size % recipe.slab_depth == 0
                 assert (recipe.method.depth.kind == "none") == (recipe.slab_depth == 1)
+                assert 15 <= recipe.augmentation.rotation_deg <= 180
+                assert recipe.mirror_views in (1, 2, 4)
+                budget = gpu if device == "gpu" else cpu
+                too_little = "may need more" in configuration.recipes[weights][device].batch_size.reason
+                assert recipe.memory_gib <= budget + 0.01 or (too_little and recipe.input_size == SIZE_STEP)
                 largest = max(largest, recipe.tile_vox)
                 reasons = [getattr(configuration.recipes[weights][device], name).reason for name in RECIPE_FIELDS]
                 assert all(reasons)
@@ -82,7 +96,32 @@ def test_a_plan_is_always_valid_and_explained(fingerprint: Fingerprint, gpu: flo
     assert fingerprint.dataset in summary(plan)
 
 
-RECIPE_FIELDS = ("backbone", "input_size", "tile_vox", "batch_size", "epochs", "learning_rate", "memory_gib")
+RECIPE_FIELDS = (
+    *("backbone", "input_size", "tile_vox", "batch_size", "epochs", "learning_rate", "memory_gib"),
+    *("augmentation", "mirror_views"),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(fingerprints())
+def test_slabs_fit_the_volumes_and_overlap_by_half(fingerprint: Fingerprint) -> None:
+    """No slab is deeper than half of the volumes, as they are or resampled; two slabs at least see a slice within."""
+    plan = plan_for(fingerprint)
+    axis = plan.frame.value.slice_axis
+    for name, configuration in plan.configurations.items():
+        depth, overlap = configuration.slab_depth.value, configuration.depth_overlap.value
+        assert (depth > 1) == (name == "3d")
+        if depth == 1:
+            continue
+        shapes = [
+            canonical_shapes(
+                list(fingerprint.cases.values()), plan.frame.value, configuration.spacing.value[1:], slice_mm=distance
+            )
+            for distance in (None, plan.target_spacing.value[axis])
+        ]
+        assert all(depth <= median(shape[0] for shape in found) for found in shapes)
+        starts = slab_starts(4 * depth, depth, overlap)
+        assert max(b - a for a, b in pairwise(starts)) <= depth / 2
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,17 +135,73 @@ def test_the_order_and_names_of_cases_change_nothing(fingerprint: Fingerprint, s
     assert first == second
 
 
+@st.composite
+def alike(draw: st.DrawFn) -> Fingerprint:
+    """A dataset whose cases share orientation and shape of voxels, and whose slice axis hangs on no tie of axes."""
+    held = facts.fingerprint(draw(st.lists(cases(), min_size=1, max_size=4)))
+    codes = draw(st.sampled_from(CODES))
+    spacing = (draw(millimetres), draw(millimetres), draw(millimetres))
+    same = {}
+    for name, case in held.cases.items():
+        zoom = draw(st.floats(0.2, 5.0))
+        own = tuple(zoom * mm for mm in spacing)
+        same[name] = case.model_copy(update={"codes": codes, "spacing": own})
+    sizes = {median(case.shape[axis] for case in same.values()) for axis in range(3)}
+    assume(len({round(mm, 2) for mm in spacing}) == len(sizes) == 3)
+    return held.model_copy(update={"cases": same})
+
+
+@settings(max_examples=30, deadline=None)
+@given(alike(), st.permutations(range(3)))
+def test_the_order_of_file_axes_changes_nothing(fingerprint: Fingerprint, order: list[int]) -> None:
+    """The same volumes stored with their axes in another order are cut into the same slices and trained alike."""
+    moved = fingerprint.model_copy(
+        update={"cases": {name: reordered(case, order) for name, case in fingerprint.cases.items()}}
+    )
+    first, second = plan_for(fingerprint), plan_for(moved)
+    assert order[second.frame.value.slice_axis] == first.frame.value.slice_axis
+    assert second.target_spacing.value == tuple(first.target_spacing.value[axis] for axis in order)
+    assert second.recommended.value == first.recommended.value
+    assert list(second.configurations) == list(first.configurations)
+    for name, before in first.configurations.items():
+        after = second.configurations[name]
+        assert sorted(after.spacing.value[1:]) == sorted(before.spacing.value[1:])
+        assert after.slab_depth.value == before.slab_depth.value
+        for weights in before.recipes:
+            for device in DEVICE_CLASSES:
+                assert resolve_recipe(after, weights, device) == resolve_recipe(before, weights, device)
+
+
+def reordered(case: CaseFacts, order: list[int]) -> CaseFacts:
+    """A case whose file's axes come in another order."""
+
+    def moved(held: Any, names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: tuple(getattr(held, name)[axis] for axis in order) for name in names}
+
+    structures = {
+        name: s.model_copy(update=moved(s, ("num_slices", "extent_mm", "coherence", "coherence_mm")))
+        for name, s in case.structures.items()
+    }
+    per_axis = ("shape", "spacing", "codes", "shape_after_crop", "num_foreground_slices", "effective_resolution")
+    return case.model_copy(update={**moved(case, per_axis), "structures": structures})
+
+
 @settings(max_examples=60, deadline=None)
 @given(fingerprints(), st.floats(1.5, 40.0), st.floats(1.0, 4.0))
 def test_more_memory_never_plans_less(fingerprint: Fingerprint, gpu: float, factor: float) -> None:
-    """(fits, input size, slices per step, no checkpointing, fewer parts) never falls when memory grows."""
-    less, more = (plan_for(fingerprint, gpu=memory).configuration("2d") for memory in (gpu, gpu * factor))
-    for weights in WEIGHTS_KINDS:
-        ranks = []
-        for configuration, memory in ((less, gpu), (more, gpu * factor)):
-            recipe = resolve_recipe(configuration, weights, "gpu")
-            fits = recipe.memory_gib <= memory + 0.01
-            ranks.append(
-                (fits, recipe.input_size, recipe.batch_size, not recipe.checkpointing, -recipe.accumulation_steps)
-            )
-        assert ranks[0] <= ranks[1]
+    """In every configuration the tuple (fits, sizes, no checkpointing, fewer parts) never falls when memory grows."""
+    less, more = (plan_for(fingerprint, gpu=memory) for memory in (gpu, gpu * factor))
+    assert list(less.configurations) == list(more.configurations)
+    for name, configuration in less.configurations.items():
+        for weights in configuration.recipes:
+            poor = rank(configuration, weights, gpu)
+            rich = rank(more.configurations[name], weights, gpu * factor)
+            assert poor <= rich, (name, weights)
+
+
+def rank(configuration: Configuration, weights: str, memory: float) -> tuple[Any, ...]:
+    """What more memory must not make worse, most important first."""
+    recipe = resolve_recipe(configuration, weights, "gpu")
+    fits = recipe.memory_gib <= memory + 0.01
+    sizes = (recipe.input_size, recipe.slab_depth, recipe.batch_size)
+    return (fits, *sizes, not recipe.checkpointing, -recipe.accumulation_steps)

@@ -74,17 +74,18 @@ def inject_lora(encoder: SamEncoder, choice: Lora) -> None:
     """Replace the chosen linear layers of the chosen blocks.
 
     Raises:
-        ConfigError: If a block does not exist, or a layer was replaced before.
+        ConfigError: If a block does not exist, the ranks are too few or many, or a layer was replaced before.
     """
-    alpha = float(choice.rank if choice.alpha is None else choice.alpha)
     blocks = encoder.attention_blocks()
-    for index in chosen_blocks(encoder, choice.blocks):
+    chosen = chosen_blocks(encoder, choice.blocks)
+    for index, rank in zip(chosen, choice.ranks_of(len(chosen)), strict=True):
+        alpha = float(rank if choice.alpha is None else choice.alpha)
         fused = qkv_rows(encoder.attention_layers()[index], encoder.qkv_layout)
         parts: dict[str, Tensor] = {part: fused[part] for part in QKV if part in choice.targets}
         if parts:
-            _replace(blocks[index], "qkv", parts, rank=choice.rank, alpha=alpha)
+            _replace(blocks[index], "qkv", parts, rank=rank, alpha=alpha)
         for target in dict.fromkeys(t for t in choice.targets if t not in QKV):
-            _replace(blocks[index], target, None, rank=choice.rank, alpha=alpha)
+            _replace(blocks[index], target, None, rank=rank, alpha=alpha)
 
 
 def _replace(block: nn.Module, target: str, rows: Mapping[str, Tensor] | None, *, rank: int, alpha: float) -> None:

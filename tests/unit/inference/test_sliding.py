@@ -59,6 +59,16 @@ def test_tiles_padding_and_mirroring_leave_a_pointwise_model_exact(shape, mirror
     assert torch.allclose(logits[1], torch.from_numpy(data[0]) - 50, atol=1e-3)
 
 
+@pytest.mark.parametrize(("most", "views"), [(4, 4), (2, 2), (1, 1)])
+def test_planned_views_are_the_most_that_are_averaged(most, views):
+    """A slice costs as many forward passes as views are planned, and stays exact."""
+    model = SlabModel(lambda slabs: slabs)
+    data = np.random.default_rng(0).normal(50, 30, (1, 1, 20, 20)).astype(np.float32)
+    logits = predict(data, models=[model], tile=32, mirror=(0, 1), mirror_views=most)
+    assert len(model.calls) == views
+    assert torch.allclose(logits[1], torch.from_numpy(data[0]) - THRESHOLD, atol=1e-3)
+
+
 def test_batches_do_not_matter():
     """One slice at a time or many: the same logits."""
     data = np.random.default_rng(1).normal(size=(1, 7, 40, 20)).astype(np.float32)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.method import EncoderMethod, Lora, Method
 from samunet.artifacts.model_spec import SamSpec
 from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, ResolvedRecipe
@@ -64,7 +65,7 @@ def recipe(**changes: Any) -> ResolvedRecipe:
         "precision": "fp32",
         "checkpointing": False,
         "ema_decay": 0.0,
-        "augmentation": "full",
+        "augmentation": Augmentation(),
         "foreground_fraction": 0.5,
         "memory_gib": 1.0,
     }

@@ -15,6 +15,7 @@ from samunet.core.errors import ConfigError
 from samunet.models.decoders.adapters import DecoderBottleneck, DecoderContext, inject_decoder
 from samunet.models.decoders.promptable import predict_prompted
 from samunet.models.decoders.semantic import predict_all_tokens
+from samunet.models.peft.lora import LoraLinear
 from samunet.models.peft.state import adapter_parameters, merge
 from tests.unit.models.decoder_helpers import (
     EVERY_METHOD,
@@ -88,6 +89,16 @@ def test_base_parameters_keep_their_keys_and_are_not_copied(method: str) -> None
     assert set(after) - set(before) == set(adapter_parameters(decoder))
     assert set(decoder.state_dict()) == set(after)
     assert all(parameter.dtype == torch.float64 for parameter in after.values())
+
+
+def test_low_rank_updates_are_on_q_and_v_of_every_attention() -> None:
+    """Self-attention and both cross-attentions of both layers, and the last look at the image; never k."""
+    _, decoder = parts()
+    inject_decoder(decoder, METHODS["lora"])
+    found = {name for name, module in decoder.named_modules() if isinstance(module, LoraLinear)}
+    kinds = ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
+    attentions = [f"layers.{layer}.{kind}" for layer in (0, 1) for kind in kinds] + ["final_attn_token_to_image"]
+    assert found == {f"transformer.{name}.{part}_proj" for name in attentions for part in "qv"}
 
 
 def test_merged_low_rank_updates_are_the_stock_decoder() -> None:

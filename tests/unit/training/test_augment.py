@@ -22,6 +22,7 @@ from samunet.training.augment import InPlaneBlur, RandomMirror, SliceAugmentatio
 
 TILE = 24
 SEEDS = range(80)
+USUAL = {"rotation_deg": 15.0, "scale": (0.7, 1.4)}
 
 
 class Nothing(AbstractTransform):
@@ -87,7 +88,7 @@ def table_in_2d(separate: bool) -> Compose:
 @pytest.mark.parametrize("separate", [False, True])
 def test_a_single_slice_is_augmented_as_the_library_does_it_in_2d(separate: bool):
     """Bit by bit, with the same draws in the same order."""
-    augmentation = SliceAugmentation(tile=TILE, separate_channels=separate, full_rotation=False)
+    augmentation = SliceAugmentation(tile=TILE, separate_channels=separate, **USUAL)
     reference = table_in_2d(separate)
     image, maps = make_slab(1)
     changed = 0
@@ -106,7 +107,7 @@ def test_a_single_slice_is_augmented_as_the_library_does_it_in_2d(separate: bool
 @pytest.mark.parametrize("separate", [False, True])
 def test_equal_slices_stay_equal(separate: bool):
     """One rotation, one scale, one gamma and so on for all slices of a slab, whatever is drawn."""
-    augmentation = SliceAugmentation(tile=TILE, separate_channels=separate, full_rotation=True)
+    augmentation = SliceAugmentation(tile=TILE, separate_channels=separate, rotation_deg=180.0, scale=(0.7, 1.4))
     image, maps = make_slab(3)
     moved = 0
     for seed in SEEDS:
@@ -123,7 +124,7 @@ def test_equal_slices_stay_equal(separate: bool):
 
 def test_only_noise_differs_between_slices():
     """Equal slices come out different only as often as noise is drawn."""
-    augmentation = SliceAugmentation(tile=TILE, separate_channels=False, full_rotation=False)
+    augmentation = SliceAugmentation(tile=TILE, separate_channels=False, **USUAL)
     image, maps = make_slab(3)
     different = 0
     for seed in SEEDS:
@@ -136,7 +137,7 @@ def test_only_noise_differs_between_slices():
 @pytest.mark.usefixtures("without_noise")
 def test_nothing_leaks_along_depth():
     """A flat slice between textured ones stays flat, and its maps stay its own."""
-    augmentation = SliceAugmentation(tile=TILE, separate_channels=True, full_rotation=False)
+    augmentation = SliceAugmentation(tile=TILE, separate_channels=True, **USUAL)
     image, maps = make_slab(3)
     image[1], maps[1] = 0, IGNORE_INDEX
     for seed in SEEDS:
@@ -178,3 +179,24 @@ def test_mirroring_turns_all_slices_alike_and_only_in_plane(axes: tuple[int, ...
         seen.add(matches[0])
     allowed = {(), *((axis + 2,) for axis in axes), tuple(axis + 2 for axis in axes)}
     assert seen == allowed
+
+
+@pytest.mark.usefixtures("without_noise")
+def test_planned_limits_hold():
+    """Without rotation and scaling nothing moves; with a wide range of angles an off-centre spot gets anywhere."""
+    image, maps = make_slab(1)
+    maps[:] = 0
+    maps[0, 0, 3:5, 11:13] = 1
+    still = SliceAugmentation(tile=TILE, separate_channels=False, rotation_deg=0.0, scale=(1.0, 1.0))
+    angles = {limit: set() for limit in (15.0, 180.0)}
+    for seed in SEEDS:
+        seed_everything(seed)
+        assert np.array_equal(still(image.copy(), maps.copy())[1], maps)
+        for limit, found in angles.items():
+            seed_everything(seed)
+            turning = SliceAugmentation(tile=TILE, separate_channels=False, rotation_deg=limit, scale=(1.0, 1.0))
+            rows, columns = np.nonzero(turning(image.copy(), maps.copy())[1][0, 0] == 1)
+            middle = (TILE - 1) / 2
+            found.add(round(float(np.degrees(np.arctan2(columns.mean() - middle, middle - rows.mean())))))
+    assert max(map(abs, angles[15.0])) <= 20
+    assert max(map(abs, angles[180.0])) > 90

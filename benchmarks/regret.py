@@ -1,0 +1,274 @@
+"""Regret: how many Dice points a search over settings gains on the plan, at the same minutes of training.
+
+    python -m benchmarks.regret --minutes 3
+    python -m benchmarks.regret --data FOLDER/Dataset... --minutes 3 --base FOLDER
+
+Per dataset the plan and at most 12 others (input size, context and depth, learning rate, one at a time and input size
+x learning rate; with --base, a folder that holds vit_xs.pth of `benchmarks.base_weights`, also the rank of adapters)
+are trained on the search folds. The best of the others there and the plan are then trained with fresh seeds on the
+folds that are left, and compared case by case; a dataset of fewer than 20 cases (groups of cases where there are any)
+is searched and measured on all folds, pooled. Positive: the search was better; negative: the plan was, as it may be
+where no other was better in the search either. Intervals are 95 % bootstraps over cases, or groups.
+
+Every training is a cell of results/regret_cells.json that is run once, whatever else was planned in the meantime: its
+name holds a hash of its settings. results/regret.json says per dataset what was found; where cells are missing, regret
+is null and the table says so. `--table` only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cells import RESULTS, Cell, plan, run_cells
+from benchmarks.methods import row
+from benchmarks.variants import (
+    MOST_OTHERS,
+    PLANNED,
+    RANK_BACKBONE,
+    Settings,
+    Variant,
+    install,
+    rank_variants,
+    scratch_variants,
+    settings,
+)
+from samunet.artifacts.plan import load_plan
+from samunet.artifacts.workspace import Workspace
+from samunet.core.files import read_json, write_json
+from samunet.datasets.raw import load_raw_dataset
+
+TABLE, CELLS = "regret", "regret_cells"
+DATASETS = ("Dataset004_Hippocampus", "Dataset021_SunnybrookLV", "Dataset022_MouseBrain", "Dataset023_CurvasCT2D")
+FEW_CASES = 20
+SEARCH_SEED, FRESH_SEEDS = 12345, (1, 2)
+POINTS = 100
+Dice = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The search and the measurement of one dataset from one kind of start.
+
+    Args:
+        data: Raw dataset folder.
+        minutes: Of every training.
+        variants: The plan first.
+        settings: By variant.
+        search_folds: Folds on which the best of the others is chosen.
+        fresh_folds: Folds on which it is compared with the plan.
+        groups: Case to group; empty where cases are independent.
+        preprocessed: Folder of the copied plan.
+    """
+
+    data: Path
+    minutes: float
+    variants: Sequence[Variant]
+    settings: Mapping[str, Settings]
+    search_folds: Sequence[str]
+    fresh_folds: Sequence[str]
+    groups: Mapping[str, str]
+    preprocessed: Path
+
+    def cell(self, variant: str, fold: str, seed: int) -> Cell:
+        """One training."""
+        chosen = self.settings[variant]
+        name = f"{self.data.name} {variant} fold {fold} seed {seed} {self.minutes:g} min {chosen.key}"
+        words = (*chosen.words, "--seed", f"{seed}")
+        facts = {"dataset": self.data.name, **chosen.facts}
+        return Cell(name, self.data, self.minutes, words, facts, fold, self.preprocessed)
+
+    def search_cells(self) -> list[Cell]:
+        """Every variant on the search folds."""
+        return [self.cell(v.name, fold, SEARCH_SEED) for v in self.variants for fold in self.search_folds]
+
+    def fresh_cells(self, other: str) -> list[Cell]:
+        """One other and the plan on the folds that are left, with fresh seeds."""
+        return [self.cell(v, f, s) for s in FRESH_SEEDS for f in self.fresh_folds for v in (PLANNED, other)]
+
+
+def main() -> None:
+    """Run the cells that are missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = Path(os.environ.get("SAMUNET_TEST_DATA", "../shared/data"))
+    parser.add_argument("--data", type=Path, nargs="+", default=[root / name for name in DATASETS])
+    parser.add_argument("--minutes", type=float, default=3.0, help="of every training")
+    parser.add_argument("--base", type=Path, help="folder of vit_xs.pth: compare ranks too")
+    parser.add_argument("--folds", nargs="+", help="folds to use; the first is searched where cases are many")
+    parser.add_argument("--others", type=int, default=MOST_OTHERS, help="at most so many beside the plan")
+    parser.add_argument("--workspace", type=Path, default=Path("samunet_workspace"))
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    options = parser.parse_args()
+    file = RESULTS / f"{TABLE}.json"
+    for data in [] if options.table else options.data:
+        found = run_dataset(data, options)
+        write_json(file, {**(read_json(file) if file.is_file() else {}), data.name: found})
+    print(table(read_json(file)))
+
+
+def run_dataset(data: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one dataset, as it goes into regret.json."""
+    plan(data, options.workspace, options.minutes)
+    scratch = run_study(make_study(data, options, base=None), options.workspace)
+    if options.base is None:
+        return scratch
+    base = options.base / f"{RANK_BACKBONE}.pth"
+    return scratch | {"rank": run_study(make_study(data, options, base=base), options.workspace)}
+
+
+def make_study(data: Path, options: argparse.Namespace, *, base: Path | None) -> Study:
+    """Variants, folds and groups of a planned dataset."""
+    source = Workspace.locate(workspace=options.workspace, raw=data.parent, environment={})
+    below = options.workspace / ("variants" if base is None else "variants_of_rank")
+    target = Workspace(data.parent, below, options.workspace / "cells")
+    planned = load_plan(source.plan_file(data.name))
+    variants = (scratch_variants(planned) if base is None else rank_variants(planned))[: 1 + options.others]
+    assert len(variants) <= 1 + MOST_OTHERS
+    copied = install(variants, data.name, source, target)
+    groups = load_raw_dataset(data).groups or {}
+    folds = options.folds or [str(index) for index in range(len(read_json(source.splits_file(data.name))))]
+    search, fresh = divide(folds, len(set(groups.values())) or len(load_raw_dataset(data).training))
+    return Study(
+        data,
+        options.minutes,
+        variants,
+        {v.name: settings(v, copied, target, base=base, minutes=options.minutes) for v in variants},
+        search,
+        fresh,
+        groups,
+        below,
+    )
+
+
+def divide(folds: Sequence[str], num_units: int) -> tuple[list[str], list[str]]:
+    """Folds to search and folds to measure on: all for both where cases are few, else one and all the others."""
+    if num_units < FEW_CASES:
+        return list(folds), list(folds)
+    if len(folds) < 2:
+        raise SystemExit("many cases: name at least two folds, the first to search and the others to measure")
+    return [folds[0]], list(folds[1:])
+
+
+def run_study(study: Study, workspace: Path) -> dict[str, Any]:
+    """Search, then measure the best of the others against the plan."""
+    results = run_cells(study.search_cells(), CELLS, workspace)
+    best = best_other(study, results)
+    if best is not None:
+        results = run_cells(study.fresh_cells(best), CELLS, workspace)
+    return summary(study, results)
+
+
+def best_other(study: Study, results: Mapping[str, Any]) -> str | None:
+    """The other whose pooled mean Dice was highest in the search; None if no search is complete."""
+    scores = {v.name: searched(study, results, v.name) for v in study.variants if v.name != PLANNED}
+    means = {name: fmean(dice.values()) for name, dice in scores.items() if dice}
+    return max(means, key=lambda name: means[name]) if means else None
+
+
+def searched(study: Study, results: Mapping[str, Any], variant: str) -> Dice | None:
+    """Pooled Dice by case of the search."""
+    return pooled(results, [study.cell(variant, fold, SEARCH_SEED) for fold in study.search_folds])
+
+
+def pooled(results: Mapping[str, Any], cells: Sequence[Cell]) -> Dice | None:
+    """Dice by case over cells with different validation cases; None where a cell is missing or failed."""
+    found = [results.get(cell.name, {}).get("case_dice") for cell in cells]
+    if any(one is None for one in found):
+        return None
+    return {case: dice for one in found for case, dice in one.items() if dice is not None}
+
+
+def summary(study: Study, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Regret in Dice points with its interval, and what every variant reached in the search."""
+    best = best_other(study, results)
+    found: dict[str, Any] = {"regret": None, "low": None, "high": None}
+    if best is not None:
+        seeds = [[pooled(results, cells_of(study, v, s)) for v in (best, PLANNED)] for s in FRESH_SEEDS]
+        complete = [(other, own) for other, own in seeds if other is not None and own is not None]
+        if len(complete) == len(FRESH_SEEDS):
+            found = paired_points(complete, study.groups)
+    cells = {v.name: cell_summary(study, results, v.name) for v in study.variants}
+    missing = [name for name, cell in cells.items() if cell["mean_dice"] is None]
+    return found | {
+        "best_other": best,
+        "minutes": study.minutes,
+        "search_folds": list(study.search_folds),
+        "measured_folds": list(study.fresh_folds),
+        "fresh_seeds": list(FRESH_SEEDS),
+        "not_searched": missing,
+        "cells": cells,
+    }
+
+
+def cells_of(study: Study, variant: str, seed: int) -> list[Cell]:
+    """A variant's cells of the measurement with one fresh seed."""
+    return [study.cell(variant, fold, seed) for fold in study.fresh_folds]
+
+
+def cell_summary(study: Study, results: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """What a variant is and its pooled mean Dice in the search."""
+    dice = searched(study, results, variant)
+    facts = {name: value for name, value in study.settings[variant].facts.items() if name != "variant"}
+    return {**facts, "mean_dice": fmean(dice.values()) if dice else None, "cases": len(dice or {})}
+
+
+def paired_points(seeds: Sequence[tuple[Dice, Dice]], groups: Mapping[str, str]) -> dict[str, float]:
+    """Mean difference of Dice over cases, in points, each case averaged over seeds, and a bootstrap over groups.
+
+    Args:
+        seeds: Dice by case of the other and of the plan, per seed.
+        groups: Case to group; cases without one stand for themselves.
+    """
+    common = sorted(set.intersection(*(set(one) for pair in seeds for one in pair)))
+    members: dict[str, list[float]] = {}
+    for case in common:
+        difference = POINTS * fmean(other[case] - own[case] for other, own in seeds)
+        members.setdefault(groups.get(case, case), []).append(difference)
+    sums, counts = (np.array([f(values) for values in members.values()], float) for f in (sum, len))
+    drawn = np.random.default_rng(0).integers(0, len(sums), (10_000, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = (float(np.quantile(means, q)) for q in (0.025, 0.975))
+    return {name: round(v, 3) for name, v in (("regret", sums.sum() / counts.sum()), ("low", low), ("high", high))}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: regret per dataset, then what every variant reached in the search."""
+    lines = [row(["dataset", "start", "best other", "regret, points", "95 %", "minutes", "state"]), row(["---"] * 7)]
+    for name, start, found in entries(results):
+        shown = ["", ""]
+        if found["regret"] is not None:
+            shown = [f"{found['regret']:+.2f}", f"{found['low']:+.2f} to {found['high']:+.2f}"]
+        lacking = [*found["not_searched"], *([] if found["regret"] is not None else ["the measurement"])]
+        state = f"partial, without {', '.join(lacking)}" if lacking else "complete"
+        lines.append(row([name, start, found["best_other"] or "", *shown, f"{found['minutes']:g}", state]))
+    lines += ["", row(["dataset", "start", "variant", "input", "learning rate", "rank", "Dice in the search"])]
+    lines.append(row(["---"] * 7))
+    for name, start, found in entries(results):
+        for variant, cell in found["cells"].items():
+            dice = "" if cell["mean_dice"] is None else f"{cell['mean_dice']:.4f}"
+            title = f"{variant} ({cell['configuration']})"
+            lines.append(
+                row([name, start, title, cell["input_size"], f"{cell['learning_rate']:g}", cell["rank"] or "", dice])
+            )
+    return "\n".join(lines)
+
+
+def entries(results: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Dataset, start and findings: from random weights, and from the base where that was run."""
+    found = []
+    for name, entry in sorted(results.items()):
+        found.append((name, "random weights", entry))
+        if "rank" in entry:
+            found.append((name, f"base of {RANK_BACKBONE}", entry["rank"]))
+    return found
+
+
+if __name__ == "__main__":
+    main()

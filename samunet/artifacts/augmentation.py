@@ -1,0 +1,39 @@
+"""How training images are varied, as a plan says it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from samunet.core.config import Schema
+
+
+class Augmentation(Schema):
+    """How training images are varied. The words "full" and "none" of older plans are understood.
+
+    Args:
+        enabled: Whether images are varied at all, mirrored ones included.
+        rotation_deg: Largest in-plane rotation to either side, in degrees.
+        scale: Least and largest factor by which a tile is scaled.
+    """
+
+    enabled: bool = True
+    rotation_deg: float = Field(default=15.0, ge=0, le=180)
+    scale: tuple[float, float] = (0.7, 1.4)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, content: Any) -> Any:
+        return {"enabled": content == "full"} if content in ("full", "none") else content
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augmentation:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale needs 0 < least <= largest, found {self.scale}")
+        return self
+
+    def __str__(self) -> str:
+        """In a few words."""
+        least, largest = self.scale
+        return f"{self.rotation_deg:g} deg, x {least:g} to {largest:g}" if self.enabled else "none"

@@ -1,0 +1,222 @@
+"""The regret benchmark: what it varies, what it runs again, how it scores, and that a partial result says so."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import cells as running
+from benchmarks import regret
+from benchmarks.cells import Cell
+from benchmarks.regret import FRESH_SEEDS, Study, best_other, divide, paired_points, run_study, summary, table
+from benchmarks.variants import (
+    MOST_OTHERS,
+    PLANNED,
+    RANKS,
+    Settings,
+    install,
+    rank_variants,
+    scratch_variants,
+    settings,
+    smaller,
+)
+from samunet.artifacts.plan import Plan, load_plan, save_plan
+from samunet.artifacts.workspace import Workspace
+from samunet.core.config import save_schema
+from samunet.core.files import read_json, write_json
+from samunet.planners.planner import make_plan
+from tests.planning_facts import budget, case, description, fingerprint
+
+FACTS = fingerprint([case(shape=(30, 120, 120), spacing=(3.0, 1.0, 1.0))] * 6)
+NAME = FACTS.dataset
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    """A plan with all configurations for three minutes."""
+    return make_plan(FACTS, description(), budget(minutes=3))
+
+
+@pytest.fixture
+def source(tmp_path: Path, plan: Plan) -> Workspace:
+    """A workspace with that plan and an empty store."""
+    workspace = Workspace.locate(workspace=tmp_path / "source", environment={})
+    save_plan(plan, workspace.plan_file(NAME))
+    save_schema(FACTS, workspace.fingerprint_file(NAME))
+    write_json(workspace.description_file(NAME), {})
+    write_json(workspace.splits_file(NAME), [{"train": [], "val": []}] * 5)
+    workspace.store_folder(NAME, plan.store_key("2d")).mkdir()
+    return workspace
+
+
+def test_at_most_twelve_others_each_different(plan: Plan) -> None:
+    """The plan is first; size, context, depth and rate are varied, and with the ranks there are twelve at most."""
+    made = [*scratch_variants(plan), *rank_variants(plan)[1:]]
+    names = [variant.name for variant in made]
+    assert names[0] == PLANNED
+    assert len(set(names)) == len(names) <= 1 + MOST_OTHERS
+    assert {v.configuration for v in made} == {"2d", "2.5d", "3d"}
+    assert {v.rate_factor for v in made} == {1 / 3, 1.0, 3.0}
+    assert {v.rank for v in made} == {None, *RANKS}
+    planned = plan.configuration().recipes["none"]["cpu"].input_size.value
+    assert {v.input_size for v in made} == {None, smaller(planned), planned + 224}
+    assert len({replace(v, name="") for v in made}) == len(made)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(224, 112), (448, 224), (672, 448), (16, 16)])
+def test_smaller_inputs(size: int, expected: int) -> None:
+    """One step of 224 less, half of the smallest step, and never less than a token."""
+    assert smaller(size) == expected
+
+
+def test_the_copy_trains_with_what_was_asked(source: Workspace, tmp_path: Path, plan: Plan) -> None:
+    """Stores are linked, the plan's own file stays, and every variant resolves to its own settings and key."""
+    target = Workspace(tmp_path, tmp_path / "copy", tmp_path / "results")
+    variants = scratch_variants(plan)
+    before = source.plan_file(NAME).read_bytes()
+    copied = install(variants, NAME, source, target)
+    assert source.plan_file(NAME).read_bytes() == before
+    assert load_plan(target.plan_file(NAME)) == copied
+    assert target.store_folder(NAME, copied.store_key("2d")).resolve() == source.store_folder(
+        NAME, plan.store_key("2d")
+    )
+    found = {v.name: settings(v, copied, target, base=None, minutes=3) for v in variants}
+    assert len({chosen.key for chosen in found.values()}) == len(variants)
+    for variant in variants:
+        chosen = found[variant.name]
+        assert copied.store_key(variant.trained_configuration) == plan.store_key(variant.configuration)
+        assert chosen.words[:4] == ("-c", variant.trained_configuration, "--weights", "none")
+        assert ("--lr" in chosen.words) == (variant.rate_factor != 1)
+        if variant.input_size is not None:
+            assert chosen.facts["input_size"] == variant.input_size
+            recipes = [
+                p.configuration(n).recipes["none"]["cpu"]
+                for p, n in ((copied, variant.trained_configuration), (plan, variant.configuration))
+            ]
+            assert recipes[0].tile_vox.value == recipes[1].tile_vox.value
+    planned = found[PLANNED].facts["learning_rate"]
+    assert found["lr x 3"].facts["learning_rate"] == pytest.approx(3 * planned, rel=1e-2)
+    again = settings(variants[0], copied, target, base=None, minutes=4)
+    assert again.key != found[PLANNED].key
+
+
+def test_ranks_are_given_with_the_base(source: Workspace, tmp_path: Path, plan: Plan) -> None:
+    """From a base checkpoint the words name it, its backbone and the rank."""
+    base = tmp_path / "vit_xs.pth"
+    base.write_bytes(b"weights")
+    variants = rank_variants(plan)
+    target = Workspace(tmp_path, tmp_path / "copy", tmp_path / "results")
+    copied = install(variants, NAME, source, target)
+    found = [settings(v, copied, target, base=base, minutes=3) for v in variants]
+    assert [chosen.facts["rank"] for chosen in found] == [4, *RANKS]
+    assert found[1].words[2:] == ("--weights", f"sam:{base}", "--backbone", "vit_xs", "--rank", "1")
+    base.write_bytes(b"others")
+    assert settings(variants[0], copied, target, base=base, minutes=3).key != found[0].key
+
+
+def test_few_cases_are_searched_and_measured_on_all_folds() -> None:
+    """Many cases: one fold is searched, the others measured; a single fold is refused then."""
+    assert divide(["0", "1", "2"], 19) == (["0", "1", "2"], ["0", "1", "2"])
+    assert divide(["0", "1", "2"], 20) == (["0"], ["1", "2"])
+    with pytest.raises(SystemExit):
+        divide(["0"], 20)
+
+
+def test_points_are_paired_over_seeds_and_groups() -> None:
+    """Means over seeds per case; a bootstrap over groups is wider than one over the cases in them."""
+    plan_dice = {f"c{i}": 0.5 for i in range(12)}
+    other = {f"c{i}": 0.5 + 0.01 * (1 if i < 6 else -1) + 0.02 for i in range(12)}
+    seeds = [(other, plan_dice), ({c: d + 0.02 for c, d in other.items()}, plan_dice)]
+    alone = paired_points(seeds, {})
+    grouped = paired_points(seeds, {f"c{i}": f"g{i // 6}" for i in range(12)})
+    assert alone["regret"] == grouped["regret"] == pytest.approx(3.0)
+    assert grouped["low"] == pytest.approx(2.0)
+    assert grouped["high"] == pytest.approx(4.0)
+    assert 2.0 < alone["low"] < 3.0 < alone["high"] < 4.0
+    missing = paired_points([({"a": 0.4, "b": 0.9}, {"a": 0.3})], {})
+    assert missing == {"regret": 10.0, "low": 10.0, "high": 10.0}
+
+
+def study(tmp_path: Path, plan: Plan, folds: tuple[list[str], list[str]]) -> Study:
+    """The plan and three others with settings that need no files."""
+    variants = scratch_variants(plan)[:4]
+    facts: dict[str, Any] = {"configuration": "2d", "input_size": 224, "learning_rate": 1e-3, "rank": None}
+    chosen = {v.name: Settings(("-c", "2d"), {"variant": v.name, **facts}, f"key{i}") for i, v in enumerate(variants)}
+    return Study(tmp_path / NAME, 3.0, variants, chosen, *folds, {}, tmp_path)
+
+
+def fake_runner(dice: dict[str, float], ran: list[str], failing: Iterable[str] = ()) -> Any:
+    """Gives every variant its Dice, and the second fresh seed two points less."""
+
+    def run_cell(cell: Cell, _: Path, *, fold: str) -> dict[str, Any]:
+        ran.append(cell.name)
+        variant = cell.facts["variant"]
+        if variant in failing:
+            return {"failed": "exit code 2"}
+        less = 0.02 if cell.words[-1] == "2" else 0.0
+        used = cell.fold or fold
+        return {**cell.facts, "case_dice": {f"{used}a": dice[variant] - less, f"{used}b": None}, "mean_dice": 0.5}
+
+    return run_cell
+
+
+def test_a_study_searches_then_measures_and_resumes(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of the others is measured with fresh seeds on other folds; nothing that is there is run again."""
+    monkeypatch.setattr(running, "RESULTS", tmp_path)
+    chosen = study(tmp_path, plan, (["0"], ["1", "2"]))
+    names = [v.name for v in chosen.variants]
+    ran: list[str] = []
+    dice = dict(zip(names, (0.6, 0.5, 0.65, 0.9), strict=True))
+    monkeypatch.setattr(running, "run_cell", fake_runner(dice, ran, failing=names[3:]))
+    found = run_study(chosen, tmp_path)
+    assert found["best_other"] == names[2]
+    assert found["not_searched"] == names[3:]
+    assert {name: found[name] for name in ("regret", "low", "high")} == {"regret": 5.0, "low": 5.0, "high": 5.0}
+    assert found["cells"][PLANNED]["mean_dice"] == 0.6
+    assert len(ran) == 4 + 2 * len(FRESH_SEEDS) * 2
+    assert f"{NAME} {names[2]} fold 2 seed 2 3 min key2" in ran
+    ran.clear()
+    assert run_study(chosen, tmp_path) == found
+    assert ran == [chosen.cell(names[3], "0", 12345).name]
+    assert "partial, without" in table({NAME: found})
+
+
+def test_without_the_measurement_there_is_no_regret(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regret is null until both fresh seeds are there, and the table says what is missing."""
+    chosen = study(tmp_path, plan, (["0"], ["1"]))
+    dice = {v.name: 0.5 for v in chosen.variants}
+    runner = fake_runner(dice, [])
+    results = {cell.name: runner(cell, tmp_path, fold="0") for cell in chosen.search_cells()}
+    best = best_other(chosen, results)
+    assert best is not None
+    for cell in chosen.fresh_cells(best)[:-1]:
+        results[cell.name] = runner(cell, tmp_path, fold="1")
+    found = summary(chosen, results)
+    assert found["regret"] is None
+    assert "without the measurement" in table({NAME: found})
+    assert best_other(chosen, {}) is None
+
+
+def test_the_result_holds_what_the_issue_asks_for(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """regret.json is {dataset: {regret, low, high, cells}}, with the rank part below it where there is a base."""
+    monkeypatch.setattr(running, "RESULTS", tmp_path)
+    monkeypatch.setattr(regret, "plan", lambda *_: None)
+    chosen = study(tmp_path, plan, (["0"], ["0"]))
+    monkeypatch.setattr(running, "run_cell", fake_runner({v.name: 0.5 for v in chosen.variants}, []))
+    monkeypatch.setattr(regret, "make_study", lambda *_, **__: chosen)
+    options = argparse.Namespace(workspace=tmp_path, minutes=3.0, base=tmp_path)
+    found = regret.run_dataset(tmp_path / NAME, options)
+    for part in (found, found["rank"]):
+        assert {"regret", "low", "high", "cells"} <= set(part)
+        assert part["regret"] == 0.0
+    write_json(tmp_path / "regret.json", {NAME: found})
+    assert table(read_json(tmp_path / "regret.json")).count("complete") == 2
