@@ -1,8 +1,8 @@
-"""A queue of training cells: each one command, run alone, measured, written down as it finishes, never run twice.
+"""A queue of training cells: each one command, measured, written down as it finishes, never run twice.
 
-A cell is run in a process of its own on a fixed number of threads; beside the scores it records the processor seconds
-it used and the share of the machine that others used meanwhile. A cell during which others used more than 15 % is run
-once more.
+A cell trains in one process on one thread, and its minutes are counted in processor time, so that what else the machine
+does changes how long a cell takes and hardly what comes out. Beside the scores it records the processor minutes it used
+and the share of the machine that others used meanwhile.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from samunet.core.files import read_json, write_json
 from samunet.pipeline.provenance import describe
 
 RESULTS = Path(__file__).parent / "results"
-THREADS = 2
-MOST_DISTURBANCE = 0.15
+THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Cell:
     Args:
         name: Unique in its table.
         data: Raw dataset folder.
-        minutes: Time limit of the training.
+        minutes: Time limit of the training, in processor minutes.
         words: Further words of samunet_train.
         facts: What the table shows beside the scores.
         fold: Fold to train, where it is not the same for all cells.
@@ -75,8 +74,6 @@ def run_cells(cells: Sequence[Cell], table: str, workspace: Path, *, fold: str =
         if cell.name in results and "failed" not in results[cell.name]:
             continue
         outcome = run_cell(cell, workspace, fold=fold)
-        if outcome.get("others_share", 0.0) > MOST_DISTURBANCE:
-            outcome = run_cell(cell, workspace, fold=fold)
         results = read_json(file) if file.is_file() else {}
         results[cell.name] = outcome
         write_json(file, dict(sorted(results.items())))
@@ -92,7 +89,7 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
     preprocessed = cell.preprocessed or workspace / "preprocessed"
     folders = ["--raw", str(cell.data.parent), "--preprocessed", str(preprocessed)]
     words = ["samunet.cli.train", cell.data.name, fold, "--device", "cpu", "--time-limit", f"{cell.minutes:g}"]
-    words += ["--overwrite", *cell.words, *folders, "--results", str(below)]
+    words += ["--cpu-clock", "--workers", "0", "--overwrite", *cell.words, *folders, "--results", str(below)]
     print("+", " ".join(words), flush=True)
     code, used = measured([sys.executable, "-m", *words])
     found = sorted(below.glob(f"*/*__*__*/fold_{fold}/checkpoint_final.safetensors"))
@@ -133,7 +130,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def measured(words: list[str]) -> tuple[int, dict[str, Any]]:
-    """Run a command alone; returns its exit code, and its processor seconds, peak memory and others' share."""
+    """Run a command; returns its exit code, and its processor seconds, peak memory and others' share."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     busy, began = _busy_seconds(), time.monotonic()
     process = subprocess.Popen(words, env=environment)

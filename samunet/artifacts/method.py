@@ -169,6 +169,7 @@ class DepthAttention(_Choice):
 
     Args:
         ratio: Hidden width of the adapter that ends the branch, over token width.
+        activation: Between that adapter's two linear layers.
         blocks: Blocks that get it; None: all.
 
     Source: Wu et al., Medical SAM Adapter, 2025 (SD-Trans); here on the unpartitioned map and with depth positions.
@@ -176,6 +177,7 @@ class DepthAttention(_Choice):
 
     kind: Literal["attention"] = "attention"
     ratio: float = Field(default=0.25, gt=0, le=1)
+    activation: Literal["gelu", "relu"] = "gelu"
     blocks: Blocks = None
 
 

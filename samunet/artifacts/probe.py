@@ -135,13 +135,16 @@ class Probes(Schema):
         return sha256_json(sorted((p.model_dump(mode="json", exclude={"provenance"}) for p in self.probes), key=str))
 
 
+NO_PROBES = Probes()
+
+
 def load_probes(path: Path) -> Probes:
     """Read probe.json; no file is no probe.
 
     Raises:
         ConfigError: If the file is not valid.
     """
-    return load_schema(Probes, path) if path.is_file() else Probes()
+    return load_schema(Probes, path) if path.is_file() else NO_PROBES
 
 
 def save_probes(probes: Probes, path: Path) -> None:

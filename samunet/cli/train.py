@@ -83,6 +83,11 @@ def build_parser() -> CommandParser:
         "--time-limit", type=positive_number, metavar="MINUTES", help="run the schedule on elapsed time"
     )
     schedule.add_argument(
+        "--cpu-clock",
+        action="store_true",
+        help="count the time limit in this process's CPU time, so that runs compare on a busy machine",
+    )
+    schedule.add_argument(
         "--patience", type=positive_count, help="epochs without a better monitor score before stopping"
     )
     schedule.add_argument("--lr", type=positive_number, help="peak learning rate")
@@ -137,6 +142,7 @@ def _run(options: argparse.Namespace) -> int:
         seed=options.seed,
         patience=options.patience,
         minutes=options.time_limit,
+        processor_clock=options.cpu_clock,
         num_workers=options.workers,
         resume=options.resume,
         overwrite=options.overwrite,

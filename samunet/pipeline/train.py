@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from time import monotonic, process_time
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -171,7 +172,8 @@ def _train(
     identity = replace(identity, load_report=built.load_report.as_lists(), provenance=provenance)
     _announce(identity, inputs, device, reporter)
     reporter.info(built.load_report.summary())
-    settings = RunSettings(recipe, device, identity.seed, recipe.minutes, identity.patience)
+    clock = process_time if request.processor_clock else monotonic
+    settings = RunSettings(recipe, device, identity.seed, recipe.minutes, identity.patience, clock)
     events = _events(identity, inputs, folder, device)
     model = place(built.model, device)
     samples = _samples(identity, inputs, model, device, inputs.store.parent, request, reporter)

@@ -48,6 +48,7 @@ class TrainingRequest:
         seed: Of initialisation, data and monitor subset (12345).
         patience: Epochs without a better monitor score before stopping.
         minutes: Time limit; the schedule runs on elapsed time.
+        processor_clock: Measure the minutes on the processor's clock: time in which this process computes.
         num_workers: Loader processes.
         resume: Continue the latest checkpoint.
         overwrite: Replace an existing run.
@@ -74,6 +75,7 @@ class TrainingRequest:
     seed: int | None = None
     patience: int | None = None
     minutes: float | None = None
+    processor_clock: bool = False
     num_workers: int | None = None
     resume: bool = False
     overwrite: bool = False

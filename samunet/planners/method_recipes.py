@@ -9,10 +9,10 @@ from typing import Any
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.method import Method
 from samunet.artifacts.plan import METHOD_PARTS, DeviceClass, Plan, Recipe, WeightsKind
-from samunet.artifacts.probe import Probes
+from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError
-from samunet.planners.planner import NO_PROBES, facts_of_plan
+from samunet.planners.planner import facts_of_plan
 from samunet.planners.presets import MEDSAM_CONFIGURATION, Preset
 from samunet.planners.recipes import Reasoned, Wish, automatic, plan_recipe
 

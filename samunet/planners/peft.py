@@ -137,8 +137,8 @@ def learning_rate(method: Method, *, weights: WeightsKind, batch: int) -> tuple[
     value = float(f"{min(high, max(low, raw)):.2g}")
     return value, (
         f"SAMed's {_LORA_RATE:g} at rank {LEAST_RANK}, q and v and batch {_REFERENCE_BATCH}, falling with the rank "
-        f"(here {lora.rank}), the number of adapted projections ({len(lora.targets)}) and the square root of the batch (here "
-        f"{batch}), within {low:g} to {high:g}"
+        f"(here {lora.rank}), the number of adapted projections ({len(lora.targets)}) and the square root of the batch "
+        f"(here {batch}), within {low:g} to {high:g}"
     )
 
 

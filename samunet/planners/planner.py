@@ -10,12 +10,10 @@ from typing import Any, get_args
 from samunet.artifacts.dataset import DatasetDescription
 from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
 from samunet.artifacts.plan import Budget, ChannelNormalization, DeviceClass, Frame, Plan, WeightsKind
-from samunet.artifacts.probe import Probes
+from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import parse_schema
 from samunet.planners import augmentation, rules, sizes
 from samunet.planners.recipes import Facts, automatic, decided, plan_recipe, valued
-
-NO_PROBES = Probes()
 
 
 def make_plan(

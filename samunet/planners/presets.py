@@ -154,7 +154,7 @@ def _med_sa() -> list[Preset]:
             weights="sam",
             method=Method(
                 encoder=encoder,
-                depth=DepthAttention(ratio=1 / 16) if depth else {"kind": "none"},
+                depth=DepthAttention(ratio=1 / 16, activation="relu") if depth else {"kind": "none"},
                 decoder=DecoderMethod(train="adapters", conditioning=conditioning),
                 prompts=PromptMethod(kind="mixed", corrections=1),
             ),

@@ -11,7 +11,7 @@ from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.method import Fusion, Method, PromptMethod
 from samunet.artifacts.model_spec import SIZE_STEP, STOCK_TOKENS, SamSpec, get_spec
 from samunet.artifacts.plan import Budget, ChannelNormalization, Decay, DeviceClass, LossWeights, WeightsKind
-from samunet.artifacts.probe import Probes
+from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.geometry import Triple
 from samunet.planners import augmentation, memory, peft, rules, schedule, sizes
 from samunet.planners.attention import attention_kind
@@ -53,7 +53,7 @@ class Facts:
     augmentation: Reasoned
     mirrors: int
     budget: Budget
-    probes: Probes = Probes()
+    probes: Probes = NO_PROBES
 
 
 @dataclass(frozen=True)

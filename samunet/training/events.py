@@ -53,7 +53,8 @@ class FoldEvents:
         share = None if seconds is None else seconds / len(self._sets)
         member = Member(trainer.model, self._identity.manifest(), self._identity.plan)
         predictor = Predictor([member], device=self._device, mirror=False)
-        return {name: evaluator.mean_dice(predictor, share) for name, evaluator in self._sets.items()}
+        clock = trainer.settings.clock
+        return {name: evaluator.mean_dice(predictor, share, clock=clock) for name, evaluator in self._sets.items()}
 
     def save(self, name: str, trainer: Trainer) -> None:
         """Write "latest" (to continue from) or "best" (the averaged weights, as they were evaluated)."""

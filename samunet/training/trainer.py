@@ -38,6 +38,7 @@ class RunSettings:
         seed: Of initialisation and data.
         minutes: Time limit; the schedule then runs on elapsed time. None: it runs on steps.
         patience: Stop after this many epochs without a better monitor score; None: never.
+        clock: What tells the seconds; the processor's own, where other programs must not count.
     """
 
     recipe: ResolvedRecipe
@@ -45,6 +46,7 @@ class RunSettings:
     seed: int
     minutes: float | None
     patience: int | None
+    clock: Callable[[], float] = monotonic
 
     @property
     def samples_per_epoch(self) -> int:
@@ -141,8 +143,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(enabled=uses_scaler)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._ladder = ladder_of(model.train(), recipe)
-        self._started = monotonic()
-        self._saved = monotonic()
+        self._now = settings.clock
+        self._started = self._saved = self._now()
         self._evaluation_seconds = self._evaluated_at = 0.0
 
     @property
@@ -153,7 +155,7 @@ class Trainer:
     @property
     def elapsed(self) -> float:
         """Seconds of this run over all resumes."""
-        return self.state.seconds + monotonic() - self._started
+        return self.state.seconds + self._now() - self._started
 
     @property
     def epoch(self) -> int:
@@ -209,7 +211,7 @@ class Trainer:
             TrainingError: If the loss is not a number any more; the last checkpoint is kept.
             OutOfMemoryError: If a step does not fit the device, whatever it is cut into.
         """
-        self._started = self._saved = monotonic()
+        self._started = self._saved = self._now()
         self.model.train()
         self.model.set_checkpointing(self.footprint.checkpointing)
         if self.state.step == 0:
@@ -233,14 +235,14 @@ class Trainer:
         """Optimize until the next epoch boundary or the end of the time; returns its log row."""
         recipe, first = self.settings.recipe, self.state.step
         losses: list[Tensor] = []
-        began = monotonic()
+        began = self._now()
         while True:
             losses.append(self._step(batches))
             if self.state.step % 10 == 0 or self.state.step <= 3:
                 self._report_live(losses, first, began)
             if self.state.step % recipe.iterations == 0 or self.progress >= 1:
                 break
-        seconds = monotonic() - began
+        seconds = self._now() - began
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
             raise TrainingError(
@@ -347,7 +349,7 @@ class Trainer:
             self.state.finished = True
         self.state.history.append(row)
         self._events.log(row, self.state.history)
-        if self.state.finished or monotonic() - self._saved > SAVE_EVERY_SECONDS:
+        if self.state.finished or self._now() - self._saved > SAVE_EVERY_SECONDS:
             self._save("latest")
 
     def _affordable(self) -> bool:
@@ -358,24 +360,24 @@ class Trainer:
         return spare and self.progress < 1
 
     def _evaluate(self) -> dict[str, float | None]:
-        began = monotonic()
+        began = self._now()
         self.average.swap()
         self.model.eval()
         limit = self.settings.minutes
         scores = self._events.evaluate(self, None if limit is None else EVALUATION_SHARE * 60 * limit)
         self.average.swap()
         self.model.train()
-        self._evaluation_seconds, self._evaluated_at = monotonic() - began, self.elapsed
+        self._evaluation_seconds, self._evaluated_at = self._now() - began, self.elapsed
         return scores
 
     def _save(self, name: str) -> None:
         self._events.save(name, self)
         if name == "latest":
-            self._saved = monotonic()
+            self._saved = self._now()
 
     def _report_live(self, losses: list[Tensor], first: int, began: float) -> None:
         done = self.progress
-        speed = (self.state.step - first) * self.settings.recipe.batch_size / max(monotonic() - began, 1e-9)
+        speed = (self.state.step - first) * self.settings.recipe.batch_size / max(self._now() - began, 1e-9)
         remaining = self.elapsed * (1 - done) / max(done, 1e-6) / 60
         end = f"{remaining:.1f} min left" if self.state.step > 3 else "estimating the end"
         recent = float(torch.stack(losses[-10:]).mean())

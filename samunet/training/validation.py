@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -46,17 +46,20 @@ class VolumeEvaluator:
         self._references: dict[str, _Reference] = {}
         self._limit: int | None = None
 
-    def mean_dice(self, predictor: Predictor, seconds: float | None = None) -> float | None:
+    def mean_dice(
+        self, predictor: Predictor, seconds: float | None = None, *, clock: Callable[[], float] = monotonic
+    ) -> float | None:
         """Mean over cases of the mean over structures; None if no case has a score.
 
         Args:
             predictor: The model to evaluate.
             seconds: About how long it may take; the first call then drops the cases that would take longer, for good.
+            clock: What tells the seconds.
         """
-        began = monotonic()
+        began = clock()
         scores = [self._case_dice(predictor, case) for case in self._cases[:1]]
         if seconds is not None:
-            affordable = max(1, int(seconds / max(monotonic() - began, 1e-3)))
+            affordable = max(1, int(seconds / max(clock() - began, 1e-3)))
             self._limit = affordable if self._limit is None else self._limit
         scores += [self._case_dice(predictor, case) for case in self._cases[1 : self._limit]]
         known = [score for score in scores if score is not None]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from samunet.artifacts.method import DepthAttention
 from samunet.core.errors import ConfigError
 from samunet.models.peft.blocks import adapt_block, chosen_blocks, match, put
-from samunet.models.peft.bottleneck import BottleneckAdapter, hidden_width
+from samunet.models.peft.bottleneck import Activation, BottleneckAdapter, hidden_width
 from samunet.models.sam.encoder import SamEncoder
 from samunet.models.volumetric.slab import Slab
 
@@ -34,6 +34,7 @@ class DepthAttentionBranch(nn.Module):
         layout: How q, k and v lie in the fused layer.
         slab: Tells how many slices belong together.
         max_depth: Most slices of a slab.
+        activation: Inside the bottleneck.
     """
 
     kind = "depth attention"
@@ -47,11 +48,12 @@ class DepthAttentionBranch(nn.Module):
         layout: Literal["stacked", "per_head"],
         slab: Slab,
         max_depth: int,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         self.num_heads, self.layout, self.slab, self.max_depth = num_heads, layout, slab, max_depth
         self.depth_bias = nn.Parameter(torch.zeros(2 * max_depth - 1, num_heads))
-        self.adapter = BottleneckAdapter(dim, hidden_width(dim, ratio), skip=False)
+        self.adapter = BottleneckAdapter(dim, hidden_width(dim, ratio), skip=False, activation=activation)
 
     def adapter_params(self) -> list[str]:
         """Names of the position table; the bottleneck names its own."""
@@ -119,5 +121,6 @@ def inject_depth_attention(encoder: SamEncoder, choice: DepthAttention, *, max_d
             layout=encoder.qkv_layout,
             slab=encoder.slab,
             max_depth=max_depth,
+            activation=choice.activation,
         )
         put(adapt_block(encoder, index), "beside_attention", match(branch, encoder))
