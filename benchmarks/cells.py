@@ -1,8 +1,8 @@
 """A queue of training cells: each one command, measured, written down as it finishes, never run twice.
 
 A cell trains in one process on one thread, and its minutes are counted in processor time, so that what else the machine
-does changes how long a cell takes and hardly what comes out. Beside the scores it records the processor minutes it used
-and the share of the machine that others used meanwhile.
+does changes how long a cell takes and hardly what comes out. It is scored without mirrored views.
+Beside the scores it records the processor minutes it used and the share of the machine that others used meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from samunet.pipeline.provenance import describe
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 1
+PLANNED_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ class Cell:
 
 
 def plan(data: Path, workspace: Path, minutes: float, configurations: Sequence[str] = ()) -> None:
-    """Plan and preprocess a dataset; what is finished is kept."""
+    """Plan and preprocess a dataset; what is finished is kept.
+
+    Plans count on two threads, so what a cell trains on one is planned for a share of the minutes.
+    """
     words = ["samunet.cli.plan_and_preprocess", "-d", str(data), "--workspace", str(workspace), "--minutes"]
-    words += [f"{minutes:g}", *(["-c", *configurations] if configurations else [])]
+    words += [f"{minutes * THREADS / PLANNED_THREADS:g}", *(["-c", *configurations] if configurations else [])]
     if subprocess.run([sys.executable, "-m", *words], check=False).returncode:
         raise SystemExit(f"failed: {' '.join(words)}")
 
@@ -89,7 +93,8 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
     preprocessed = cell.preprocessed or workspace / "preprocessed"
     folders = ["--raw", str(cell.data.parent), "--preprocessed", str(preprocessed)]
     words = ["samunet.cli.train", cell.data.name, fold, "--device", "cpu", "--time-limit", f"{cell.minutes:g}"]
-    words += ["--cpu-clock", "--workers", "0", "--overwrite", *cell.words, *folders, "--results", str(below)]
+    words += ["--cpu-clock", "--workers", "0", "--disable_tta", "--overwrite"]
+    words += [*cell.words, *folders, "--results", str(below)]
     print("+", " ".join(words), flush=True)
     code, used = measured([sys.executable, "-m", *words])
     found = sorted(below.glob(f"*/*__*__*/fold_{fold}/checkpoint_final.safetensors"))

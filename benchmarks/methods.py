@@ -2,11 +2,12 @@
 
     python -m benchmarks.base_weights --backbone vit_xs --minutes 10 --output FOLDER/vit_xs.pth
     python -m benchmarks.base_weights --backbone vit_t_xs --minutes 10 --output FOLDER/vit_t_xs.pth
-    python -m benchmarks.methods --data FOLDER/Dataset004_Hippocampus --base FOLDER --minutes 2
+    python -m benchmarks.methods --data FOLDER/Dataset004_Hippocampus --base FOLDER --minutes 4
 
 The bases are trained on generated phantoms, as adapting a frozen random encoder would show nothing; what pretrained
 SAM weights would give is not shown. Methods that are prompted are scored with prompts made from the reference (oracle),
-so their rows do not compare with the others. Rows whose result exists are skipped; `--table` only prints.
+so their rows do not compare with the others. Med-SA's other conditionings are rows of `benchmarks.ablations`. Rows
+whose result exists are skipped; `--table` only prints.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import RESULTS, Cell, plan, run_cells
-from samunet.artifacts.method import summarise
+from samunet.artifacts.method import Method, summarise
 from samunet.artifacts.model_spec import get_spec
 from samunet.core.files import read_json
 from samunet.planners.counts import decoder_parameters, encoder_adapter_parameters
-from samunet.planners.presets import PRESETS
+from samunet.planners.presets import PRESETS, Preset
+from samunet.planners.rules import MOST_SLAB
 
-BACKBONES = ("vit_xs", "vit_t_xs")
+BACKBONES = ("vit_t_xs", "vit_xs")
 TABLE = "methods"
 AUTOMATIC = (
     "auto",
@@ -38,14 +40,9 @@ AUTOMATIC = (
     "ma_sam",
     "nnsam",
     "peft_dora",
+    "peft_rslora",
 )
-PROMPTED = ("sam_zero_shot", "medsam", "medsam_points", "med_sa")
-SAME_METHOD = {
-    "samed_h": "samed",
-    "peft_rslora": "peft_dora",
-    **{f"finetune_sam_{b}_decoder_vanilla": "sam_decoder" for b in ("vit_h", "vit_b", "vit_t")},
-    **{f"finetune_sam_{b}_both_lora": "samed_s" for b in ("vit_h", "vit_b", "vit_t")},
-}
+PROMPTED = ("sam_zero_shot", "medsam", "medsam_points", "med_sa", "med_sa_2d")
 
 
 def main() -> None:
@@ -53,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="raw dataset folder")
     parser.add_argument("--base", type=Path, help="folder of vit_xs.pth and vit_t_xs.pth")
-    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--workspace", type=Path, default=Path("samunet_workspace"))
     parser.add_argument("--only", nargs="+", help="presets to run")
     parser.add_argument("--table", action="store_true", help="only print the table")
@@ -67,8 +64,8 @@ def main() -> None:
 def cells(options: argparse.Namespace) -> list[Cell]:
     """One per preset and backbone, and the plan's own method on slabs."""
     made = []
-    for preset in (*AUTOMATIC, *PROMPTED):
-        for backbone in BACKBONES:
+    for backbone in BACKBONES:
+        for preset in (*AUTOMATIC, *PROMPTED):
             if options.only and preset not in options.only:
                 continue
             base = base_words(preset, backbone, options.base)
@@ -118,18 +115,49 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *counts_table()])
 
 
-def counts_table(num_tokens: int = 2) -> list[str]:
-    """Trained parameters of every preset on its published backbone, for one structure."""
-    head = ["preset", "backbone", "method", "encoder adapters", "decoder", "same method as"]
+def representatives() -> dict[str, str]:
+    """For every preset the one that stands for its method: one that is run where there is one, else the first.
+
+    Methods are the same if all their choices, the prompts among them, and the intensities they need are.
+    """
+    run = [name for name in (*AUTOMATIC, *PROMPTED) if name in PRESETS]
+    ordered = [PRESETS[name] for name in (*run, *(name for name in PRESETS if name not in run))]
+    return {
+        preset.name: next(p.name for p in ordered if _choices(p) == _choices(preset)) for preset in PRESETS.values()
+    }
+
+
+def _choices(preset: Preset) -> tuple[Method, bool]:
+    return preset.method, preset.own_intensities
+
+
+def same_method(name: str) -> str:
+    """Which preset stands for another one's method, and whether only the backbone differs; empty if it is itself."""
+    other = representatives()[name]
+    if other == name:
+        return ""
+    differs = PRESETS[other].backbone != PRESETS[name].backbone
+    return f"{other}, on another backbone" if differs else other
+
+
+def counts_table(num_tokens: int = 2, slab_depth: int = MOST_SLAB) -> list[str]:
+    """Trained parameters of every preset on its published backbone, for one structure.
+
+    Args:
+        num_tokens: Mask tokens of models without prompts.
+        slab_depth: Slices of a slab where a method has a depth mechanism: MA-SAM's, and the most that is planned.
+    """
+    head = ["preset", "backbone", "method", "slices", "encoder adapters", "decoder", "same method as"]
     lines = [row(head), row(["---"] * len(head))]
     for preset in PRESETS.values():
         spec, method = get_spec(preset.backbone), preset.method
-        adapters = encoder_adapter_parameters(method, spec)
+        depth = 1 if method.depth.kind == "none" else slab_depth
+        adapters = encoder_adapter_parameters(method, spec, slab_depth=depth)
         encoder = "the whole encoder" if method.encoder.train == "full" else f"{adapters:,}"
         tokens = 4 if method.promptable else num_tokens
         decoder = "U-Net" if method.fusion.kind == "unet" else f"{decoder_parameters(method, tokens):,}"
-        same = SAME_METHOD.get(preset.name, "")
-        lines.append(row([preset.name, preset.backbone, summarise(method), encoder, decoder, same]))
+        words = [summarise(method), depth, encoder, decoder, same_method(preset.name)]
+        lines.append(row([preset.name, preset.backbone, *words]))
     return lines
 
 

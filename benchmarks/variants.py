@@ -6,6 +6,7 @@ plan edited by hand, and the dataset's own plan stays as it is.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.artifacts.fingerprint import Fingerprint
-from samunet.artifacts.model_spec import SIZE_STEP, TOKEN_SIZE
+from samunet.artifacts.model_spec import TOKEN_SIZE
 from samunet.artifacts.plan import Configuration, Plan, Recipe, load_plan, save_plan
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema, parse_schema
@@ -22,7 +23,7 @@ from samunet.core.files import sha256_file, sha256_json
 from samunet.pipeline.training_run import TrainingRequest, resolve
 from samunet.planners.planner import facts_of_plan
 from samunet.planners.recipes import automatic, plan_recipe
-from samunet.planners.sizes import LARGEST_INPUT
+from samunet.planners.sizes import Grid, grid_of
 from samunet.training.checkpointing import recipe_to_json
 
 MOST_OTHERS = 12
@@ -59,9 +60,10 @@ class Variant:
 def scratch_variants(plan: Plan) -> list[Variant]:
     """The plan, then others that differ in one thing, then pairs of input size and learning rate."""
     recommended = plan.recommended.value
-    planned = plan.configuration().recipes["none"]["cpu"].input_size.value
+    recipe = plan.configuration().recipes["none"]["cpu"]
+    planned, grid = recipe.input_size.value, grid_of(recipe.method_parts())
     made = [Variant(PLANNED, recommended)]
-    sizes = [size for size in (smaller(planned), planned + SIZE_STEP) if size <= LARGEST_INPUT]
+    sizes = [size for size in (smaller(planned, grid), larger(planned, grid)) if size <= grid.largest]
     made += [Variant(f"input {size}", recommended, input_size=size) for size in sizes]
     others = [name for name in ("2d", "2.5d", "3d") if name in plan.configurations and name != recommended]
     made += [Variant(name, name) for name in others]
@@ -79,9 +81,15 @@ def rank_variants(plan: Plan) -> list[Variant]:
     return [Variant(PLANNED, recommended), *(Variant(f"rank {r}", recommended, rank=r) for r in RANKS)]
 
 
-def smaller(size: int) -> int:
-    """The next smaller input: a step of 224 less, or half of the smallest step."""
-    return size - SIZE_STEP if size > SIZE_STEP else max(TOKEN_SIZE, size // 2 // TOKEN_SIZE * TOKEN_SIZE)
+def smaller(size: int, grid: Grid) -> int:
+    """The largest planned size below two thirds, or half of what there is."""
+    below = [other for other in grid.smaller(size) if 3 * other <= 2 * size]
+    return below[0] if below else max(TOKEN_SIZE, size // 2 // TOKEN_SIZE * TOKEN_SIZE)
+
+
+def larger(size: int, grid: Grid) -> int:
+    """The smallest multiple of the grid's step that is half as large again."""
+    return math.ceil(1.5 * size / grid.step) * grid.step
 
 
 def install(variants: Sequence[Variant], dataset: str, source: Workspace, target: Workspace) -> Plan:

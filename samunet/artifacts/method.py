@@ -212,7 +212,10 @@ class DecoderMethod(_Choice):
         rank: Of the low-rank updates.
         ratio: Hidden width of the bottlenecks over 256.
         conditioning: How the bottleneck after the tokens' look at the image depends on the prompt.
-        upsampler: SAM's two steps (4 times the embedding) or four (the full resolution).
+        upsampler: SAM's two steps (4 times the embedding), or four (the full resolution), which a convolutional path
+            of the image may join at strides 8, 4, 2 and 1.
+        path_width: Channels of that path at stride 1; twice as many at stride 2, SAM's own at 4 and 8.
+        path_convolutions: Per stage of that path, down and up.
 
     Source: SAMed_s (LoRA); Medical SAM Adapter (three adapters, HyP-Adpt); MA-SAM (progressive upsampling).
     """
@@ -221,7 +224,9 @@ class DecoderMethod(_Choice):
     rank: int = Field(default=4, ge=1)
     ratio: float = Field(default=0.25, gt=0, le=1)
     conditioning: Literal["none", "add", "concat", "hyper"] = "none"
-    upsampler: Literal["sam", "progressive"] = "sam"
+    upsampler: Literal["sam", "progressive", "side_path"] = "sam"
+    path_width: int = Field(default=16, ge=4)
+    path_convolutions: int = Field(default=1, ge=1, le=4)
 
 
 class PromptMethod(_Choice):
@@ -301,6 +306,8 @@ def summarise(method: Method) -> str:
     if method.fusion.kind == "unet":
         return " + ".join([*encoder, "U-Net"])
     decoder = f"{method.decoder.train} decoder"
+    if method.decoder.upsampler == "side_path":
+        decoder += f" with side path {method.decoder.path_width}"
     if method.decoder.conditioning != "none":
         decoder += f" ({method.decoder.conditioning})"
     prompted = [f"{method.prompts.kind} prompts"] if method.promptable else []
@@ -352,8 +359,8 @@ def faults_of(method: Method) -> list[str]:
         "decoder.conditioning is a property of decoder adapters: set decoder.train to adapters": (
             decoder.conditioning != "none" and decoder.train != "adapters"
         ),
-        "a progressive upsampler has no place for SAM's own tokens, which prompts need: set decoder.upsampler to sam": (
-            decoder.upsampler == "progressive" and method.promptable
+        "a finer upsampler has no place for SAM's tokens, which prompts need: set decoder.upsampler to sam": (
+            decoder.upsampler != "sam" and method.promptable
         ),
         "a decoder that does not train can only be prompted: set prompts.kind, or decoder.train to heads": (
             decoder.train == "none" and not method.promptable and method.fusion.kind == "sam"
@@ -361,7 +368,7 @@ def faults_of(method: Method) -> list[str]:
         "a U-Net takes no prompts: set prompts.kind to none, or fusion.kind to sam": (
             method.fusion.kind == "unet" and method.promptable
         ),
-        "a U-Net stands in for the mask decoder: set decoder to {train: none}": (
+        "a U-Net stands in for the mask decoder: set decoder to {train: none}, or fusion.kind to sam": (
             method.fusion.kind == "unet" and decoder != DecoderMethod(train="none")
         ),
         "corrections add clicks: set prompts.kind to points or mixed": (
@@ -383,4 +390,29 @@ def faults_with_weights(method: Method, weights_kind: str) -> list[str]:
         )
     if method.decoder.train != "full" and method.fusion.kind == "sam":
         faults.append("parts of the decoder would stay random: give --weights, or set decoder.train to full")
+    return faults
+
+
+def faults_with_slabs(method: Method, slab_depth: int) -> list[str]:
+    """What does not go with slabs of so many slices, each with what to change."""
+    if slab_depth == 1 or method.depth.kind != "none":
+        return []
+    return [f"slabs of {slab_depth} slices need a depth mechanism: set depth.kind, or slab_depth to 1"]
+
+
+def faults_with_blocks(method: Method, num_blocks: int) -> list[str]:
+    """What does not go with an encoder of so many attention blocks, each with what to change."""
+    faults = []
+    places = {f"encoder.adapters.{i}": adapter for i, adapter in enumerate(method.encoder.adapters)}
+    for place, part in (places | {"depth": method.depth}).items():
+        blocks = getattr(part, "blocks", None)
+        unknown = [index for index in blocks or () if not -num_blocks <= index < num_blocks]
+        if unknown:
+            faults.append(
+                f"the encoder has blocks 0 to {num_blocks - 1} (from the end -1 to -{num_blocks}), not "
+                f"{', '.join(map(str, unknown))}: set {place}.blocks"
+            )
+        ranks = getattr(part, "ranks", None)
+        if ranks is not None and blocks is None and len(ranks) != num_blocks:
+            faults.append(f"{num_blocks} blocks need as many ranks, found {len(ranks)}: set {place}.ranks, or to null")
     return faults

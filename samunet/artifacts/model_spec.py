@@ -13,6 +13,9 @@ SIZE_STEP = TOKEN_SIZE * WINDOW_TOKENS
 DECODER_STRIDE = 4
 PROMPT_DIM = 256
 STOCK_TOKENS = 4
+MOST_UNET_CHANNELS = 512
+SAM_UPSAMPLED = (32, 64)
+"""Channels of SAM's upsampler at strides 4 and 8."""
 SAM_SIZE = 1024
 
 
@@ -44,6 +47,11 @@ class SamSpec(Schema):
     stage_heads: tuple[int, ...] = ()
     stage_windows: tuple[int, ...] = ()
     pretrained: tuple[str, ...] = ()
+
+    @property
+    def num_attention_blocks(self) -> int:
+        """Blocks that attend, which is what methods count; TinyViT's first stage has none."""
+        return self.depth if self.family == "vit" else sum(self.stage_depths[1:])
 
 
 SPECS: dict[str, SamSpec] = {

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from samunet.artifacts.augmentation import Augmentation
+from samunet.artifacts.decided import Count, NotNegative, Overlap, Positive, Share, Whole
+from samunet.artifacts.decided import Decided as Decided
 from samunet.artifacts.method import (
     DecoderMethod,
     Depth,
@@ -21,12 +23,15 @@ from samunet.artifacts.method import (
     Method,
     PromptMethod,
     faults_of,
+    faults_with_blocks,
+    faults_with_slabs,
     faults_with_weights,
 )
 from samunet.artifacts.model_spec import SPECS, TOKEN_SIZE
-from samunet.core.config import Schema, load_schema, save_schema
+from samunet.artifacts.plan_document import EDITED, marked, record_file, reduced, resolved
+from samunet.core.config import Schema, parse_schema
 from samunet.core.errors import ConfigError
-from samunet.core.files import sha256_json
+from samunet.core.files import read_json, sha256_json, write_json
 from samunet.core.geometry import ANATOMICAL_AXES, AxisOperation, Geometry, SpacingTriple, canonical_operation
 from samunet.core.labels import LabelSpec
 
@@ -40,22 +45,6 @@ DeviceClass = Literal["gpu", "cpu"]
 AttentionKind = Literal["upstream", "folded_global", "folded"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Scheme = Literal["zscore", "ct", "rgb_to_01", "rescale_to_01", "window_to_01", "percentiles_to_01", "none"]
-
-ValueType = TypeVar("ValueType")
-
-
-class Decided(Schema, Generic[ValueType]):
-    """A decision and why it was taken.
-
-    Args:
-        value: The decision; edit it by hand if you know better.
-        reason: One sentence with the numbers it was derived from.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    value: ValueType
-    reason: str
 
 
 class Frame(Schema):
@@ -127,15 +116,19 @@ class IntensityMap(Schema):
 
 
 class LossWeights(Schema):
-    """Weights of the loss's two parts.
+    """Weights of the loss's parts.
 
     Args:
         cross_entropy: Of cross-entropy (binary for regions and prompted masks).
         dice: Of 1 - soft Dice.
+        estimated_iou: Of the squared error of the IoU that SAM's mask decoder estimates for its masks, where it works
+            without prompts; it trains the head that estimates, and nothing else. (With prompts it always counts once,
+            and trains all that leads to it.)
     """
 
     cross_entropy: float = Field(default=1.0, ge=0)
     dice: float = Field(default=1.0, ge=0)
+    estimated_iou: float = Field(default=0.0, ge=0)
 
 
 class Decay(Schema):
@@ -160,7 +153,7 @@ class Recipe(Schema):
 
     backbone: Decided[str]
     input_size: Decided[int]
-    tile_vox: Decided[int]
+    tile_vox: Decided[Count]
     encoder: Decided[EncoderMethod]
     depth: Decided[Depth]
     decoder: Decided[DecoderMethod]
@@ -169,20 +162,20 @@ class Recipe(Schema):
     attention: Decided[AttentionKind]
     intensity_map: Decided[IntensityMap]
     loss: Decided[LossWeights]
-    learning_rate: Decided[float]
-    weight_decay: Decided[float]
-    warmup_steps: Decided[int]
+    learning_rate: Decided[Positive]
+    weight_decay: Decided[NotNegative]
+    warmup_steps: Decided[Whole]
     decay: Decided[Decay]
-    batch_size: Decided[int]
-    accumulation_steps: Decided[int]
-    iterations: Decided[int]
-    epochs: Decided[int]
-    minutes: Decided[float | None]
+    batch_size: Decided[Count]
+    accumulation_steps: Decided[Count]
+    iterations: Decided[Count]
+    epochs: Decided[Count]
+    minutes: Decided[Positive | None]
     precision: Decided[Precision]
     checkpointing: Decided[bool]
-    ema_decay: Decided[float]
+    ema_decay: Decided[Overlap]
     augmentation: Decided[Augmentation]
-    foreground_fraction: Decided[float]
+    foreground_fraction: Decided[Share]
     mirror_views: Decided[Literal[1, 2, 4]] = Decided(value=4, reason="every view that the mirror axes allow")
     memory_gib: Decided[float]
 
@@ -197,12 +190,8 @@ class Recipe(Schema):
     def _consistent(self) -> Recipe:
         if self.input_size.value % TOKEN_SIZE or self.input_size.value <= 0:
             raise ValueError(f"input_size {self.input_size.value} is not a positive multiple of {TOKEN_SIZE}")
-        for name in ("tile_vox", "batch_size", "accumulation_steps", "iterations", "epochs"):
-            if getattr(self, name).value < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name).value}")
-        if self.learning_rate.value <= 0:
-            raise ValueError(f"learning_rate must be positive, found {self.learning_rate.value}")
         faults = faults_of(self.method_parts())
+        faults += faults_with_blocks(self.method_parts(), SPECS[self.backbone.value].num_attention_blocks)
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -224,26 +213,23 @@ class Configuration(Schema):
         depth_overlap: Fraction by which neighbouring slabs overlap.
         normalization: Per channel, where it is not the plan's (a method with a convention of its own).
         recipes: Kind of weights to device class to recipe.
+        inherits_from: The configuration that everything it does not name in plans.json comes from.
     """
 
-    spacing: Decided[tuple[float | None, float, float]]
-    context_slices: Decided[int]
-    slab_depth: Decided[int]
+    inherits_from: str | None = None
+    spacing: Decided[tuple[Positive | None, Positive, Positive]]
+    context_slices: Decided[Whole]
+    slab_depth: Decided[Count]
     channels: Decided[Literal["neighbours", "repeat", "direct", "projection"]]
-    tile_overlap: Decided[float]
-    depth_overlap: Decided[float] = Decided(value=0.5, reason="half of a slab")
+    tile_overlap: Decided[Overlap]
+    depth_overlap: Decided[Overlap] = Decided(value=0.5, reason="half of a slab")
     normalization: Decided[tuple[ChannelNormalization, ...]] | None = None
     recipes: dict[WeightsKind, dict[DeviceClass, Recipe]]
 
-    @field_validator("tile_overlap", "depth_overlap")
-    @classmethod
-    def _partial(cls, value: Decided[float]) -> Decided[float]:
-        if not 0 <= value.value < 1:
-            raise ValueError(f"an overlap is a fraction from 0 to below 1, found {value.value}")
-        return value
-
     @model_validator(mode="after")
-    def _possible(self) -> Configuration:
+    def _possible(self, info: ValidationInfo) -> Configuration:
+        if info.context == EDITED:
+            return self
         faults = [
             f"recipe {kind} on {device}: {text}"
             for kind, devices in self.recipes.items()
@@ -256,8 +242,8 @@ class Configuration(Schema):
 
     def _depth_faults(self, recipe: Recipe) -> list[str]:
         depth = self.slab_depth.value
-        if depth > 1 and recipe.depth.value.kind == "none":
-            return [f"slabs of {depth} slices need a depth mechanism: set depth.kind, or slab_depth to 1"]
+        if faults := faults_with_slabs(recipe.method_parts(), depth):
+            return faults
         if recipe.batch_size.value % depth or recipe.batch_size.value < depth:
             return [f"batch_size {recipe.batch_size.value} is not a multiple of slab_depth {depth}: change one"]
         return []
@@ -432,11 +418,33 @@ def strip_reasons(recipe: Recipe, weights_kind: str, device_class: str, *, slab_
     )
 
 
-def load_plan(path: Path) -> Plan:
-    """Read plans.json."""
-    return load_schema(Plan, path)
+def load_plan(path: Path, *, edited: bool = False, record: dict[str, Any] | None = None) -> Plan:
+    """Read plans.json: edits marked as the user's, configurations that inherit complete.
+
+    Args:
+        path: The file.
+        edited: Whether it is about to be planned anew, so that what depends on an edit need not fit it yet.
+        record: Content that the plan had as it was written, where no copy of it lies beside.
+
+    Raises:
+        ConfigError: With every fault, its place, what was expected and found.
+    """
+    beside = record_file(path)
+    content = read_json(path)
+    if isinstance(content, dict):
+        content = marked(content, read_json(beside) if beside.is_file() else record)
+    return parse_schema(Plan, resolved(content, file=path), file=path, context=EDITED if edited else None)
 
 
-def save_plan(plan: Plan, path: Path) -> None:
-    """Write plans.json."""
-    save_schema(plan, path)
+def save_plan(plan: Plan, path: Path, *, as_planned: bool = False) -> None:
+    """Write plans.json.
+
+    Args:
+        plan: The plan.
+        path: The file.
+        as_planned: Whether this is the planner's work, which later edits are told from by a copy beside it.
+    """
+    content = reduced(plan.model_dump(mode="json"))
+    if as_planned:
+        write_json(record_file(path), content)
+    write_json(path, content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from samunet.artifacts.best import ComponentFilter
 from samunet.core.config import Schema
 
 PREDICTION_VERSION = 1
@@ -23,16 +24,32 @@ class CasePrediction(Schema):
     problem: str | None = None
 
 
+class PromptsUsed(Schema):
+    """The prompts that masks answer.
+
+    Args:
+        file: Name of the prompts' file.
+        sha256: Its hash.
+        oracle: Whether its name says that it was made from reference labels.
+    """
+
+    file: str
+    sha256: str
+    oracle: bool
+
+
 class PredictionReport(Schema):
     """A prediction run.
 
     Args:
         version: Schema version.
         dataset: Dataset the model was trained on.
-        model: Name of the model folder.
+        model: Name of the model folder; of several whose probabilities were averaged, with " + " between them.
         folds: Folds that were averaged.
         checkpoint: Which checkpoint of each.
         mirrored: Whether mirrored views were averaged.
+        prompts: What the masks answer; None for a model that takes no prompts.
+        filters: Which components of structures the masks keep.
         cases: Per image, sorted by name.
     """
 
@@ -42,6 +59,8 @@ class PredictionReport(Schema):
     folds: tuple[str, ...]
     checkpoint: str
     mirrored: bool
+    prompts: PromptsUsed | None = None
+    filters: tuple[ComponentFilter, ...] = ()
     cases: tuple[CasePrediction, ...]
 
     @property

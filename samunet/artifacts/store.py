@@ -10,6 +10,18 @@ from samunet.core.geometry import AxisOperation, SpacingTriple, Triple
 STORE_VERSION = 1
 
 
+class ChannelIntensities(Schema):
+    """Percentiles 0.5, 50 and 99.5 of one channel of one image, within its nonzero region.
+
+    Args:
+        raw: As in the file.
+        normalized: As the network's data loader sees them.
+    """
+
+    raw: tuple[float, float, float]
+    normalized: tuple[float, float, float]
+
+
 class CaseRecord(Schema):
     """How a case went from its file grid to the store grid (slice, row, column).
 
@@ -30,6 +42,7 @@ class CaseRecord(Schema):
         label_slices: Per structure, the slices of the store that hold it.
         valid_slices: Slices with at least one voxel that is not ignored.
         source_sha256: Hash of the source files, to notice a changed image; empty for arrays.
+        intensities: Per channel; empty in records made before they were measured.
     """
 
     version: int = STORE_VERSION
@@ -47,6 +60,7 @@ class CaseRecord(Schema):
     label_slices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     valid_slices: tuple[int, ...] = ()
     source_sha256: str = ""
+    intensities: tuple[ChannelIntensities, ...] = ()
 
     @property
     def operation(self) -> AxisOperation:

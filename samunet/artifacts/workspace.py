@@ -109,6 +109,10 @@ class Workspace:
         """The dataset's cross-validation splits."""
         return self.preprocessed_folder(dataset) / "splits_final.json"
 
+    def subsets_file(self, dataset: str) -> Path:
+        """The order in which training cases are taken into subsets."""
+        return self.preprocessed_folder(dataset) / "subsets.json"
+
     def description_file(self, dataset: str) -> Path:
         """The copy of dataset.json that training and prediction read."""
         return self.preprocessed_folder(dataset) / "dataset.json"
@@ -116,6 +120,18 @@ class Workspace:
     def store_folder(self, dataset: str, key: str) -> Path:
         """Folder of a store."""
         return self.preprocessed_folder(dataset) / key
+
+    def best_file(self, dataset: str) -> Path:
+        """What samunet_find_best_configuration found."""
+        return self.results / dataset / "best.json"
+
+    def comparison_folder(self, dataset: str) -> Path:
+        """Folder of the cross-validated masks and scores that it compared."""
+        return self.results / dataset / "comparison"
+
+    def pretrained_folder(self, name: str) -> Path:
+        """Folder of a run of samunet_pretrain."""
+        return self.results / "pretrained" / name
 
     def model_folder(self, dataset: str, configuration: str, preset: str, weights: str) -> Path:
         """Folder of all folds of one configuration, preset and kind of weights."""

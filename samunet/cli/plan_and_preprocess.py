@@ -47,11 +47,13 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--minutes", type=positive_number, metavar="MINUTES", help="training minutes on a CPU to plan for (default: 60)"
     )
-    parser.add_argument("--explain", action="store_true", help="print every decision with its reason")
+    parser.add_argument(
+        "--explain", action="store_true", help="print every decision with its reason and what would change it"
+    )
     parser.add_argument(
         "--skip-bad-cases", action="store_true", help="go on without the cases that verification rejects"
     )
-    parser.add_argument("--overwrite-plan", action="store_true", help="plan anew, also over a hand-edited plans.json")
+    parser.add_argument("--overwrite-plan", action="store_true", help="plan anew without the edits of plans.json")
     parser.add_argument("--no-verify", action="store_true", help="do not verify the dataset first")
     add_workspace_flags(parser)
     return parser
@@ -68,8 +70,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) -> int:
+    from samunet.artifacts.probe import load_probes
     from samunet.pipeline.plan import plan_and_preprocess
     from samunet.planners.explain import explain, summary
+    from samunet.planners.what_if import what_ifs
 
     workspace = locate_workspace(options, dataset)
     announce_workspace(workspace, reporter)
@@ -85,7 +89,11 @@ def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) 
         configurations=options.configurations,
         reporter=reporter,
     )
-    reporter.info(explain(result.plan, result.fingerprint) if options.explain else summary(result.plan))
+    if options.explain:
+        plan, probes = result.plan, load_probes(workspace.probe_file(result.plan.dataset))
+        reporter.info(explain(plan, result.fingerprint, what_ifs(plan, result.fingerprint, probes), probes=probes))
+    else:
+        reporter.info(summary(result.plan))
     for name, error in result.failed.items():
         reporter.warn(f"{name} could not be preprocessed: {error}")
     reporter.info(f"written: {result.folder}")

@@ -20,13 +20,30 @@ def build_parser() -> CommandParser:
     parser.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="folder for masks")
     parser.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset whose trained model is used")
     parser.add_argument("-m", dest="model", type=Path, metavar="FOLDER", help="model folder instead of -d")
-    parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average (default: all finished)")
-    parser.add_argument("-c", dest="configuration", metavar="CONFIG", help="configuration (default: the recommended)")
+    parser.add_argument(
+        "-f",
+        dest="folds",
+        nargs="+",
+        metavar="FOLD",
+        help="folds to average (default: those found best, else all finished)",
+    )
+    parser.add_argument(
+        "-c",
+        dest="configuration",
+        metavar="CONFIG",
+        help="configuration (default: the best found, else the recommended)",
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="preset, or the label of a changed one, instead of the best found"
+    )
     parser.add_argument(
         "-chk", dest="checkpoint", default="final", choices=["final", "best"], help="checkpoint (default final)"
     )
     parser.add_argument("--device", "-device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--disable_tta", action="store_true", help="do not average mirrored views")
+    parser.add_argument(
+        "--no-postprocessing", action="store_true", help="leave out the component filters that cross-validation found"
+    )
     parser.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with probabilities")
     parser.add_argument("--continue_prediction", action="store_true", help="keep masks that exist already")
     parser.add_argument(
@@ -54,24 +71,34 @@ def _run(options: argparse.Namespace) -> int:
     if options.disable_propagation and options.prompts is None:
         raise UsageError("--disable_propagation is about prompts", todo="give --prompts too, or leave it out")
     from samunet.pipeline.predict import PredictionRequest, predict
-    from samunet.pipeline.selection import choose_model_folder
+    from samunet.pipeline.selection import Selection, select_models
 
-    model_folder = options.model
-    if model_folder is None:
-        workspace = locate_workspace(options, options.dataset)
-        name = workspace.dataset_name(options.dataset)
-        model_folder = choose_model_folder(
-            workspace, name, configuration=options.configuration, checkpoint=options.checkpoint
-        )
-    elif options.configuration is not None:
-        raise UsageError("-c chooses among the models of -d; a model folder has one configuration", found="-m and -c")
     reporter = TerminalReporter()
+    if options.model is None:
+        workspace = locate_workspace(options, options.dataset)
+        selection = select_models(
+            workspace,
+            workspace.dataset_name(options.dataset),
+            configuration=options.configuration,
+            preset=options.preset,
+            folds=options.folds,
+            checkpoint=options.checkpoint,
+            postprocess=not options.no_postprocessing,
+            compared=options.prompts is None,
+            reporter=reporter,
+        )
+    elif options.configuration is not None or options.preset is not None:
+        raise UsageError("-c and --preset choose among the models of -d", found="-m, which is one model")
+    else:
+        selection = Selection((options.model,), options.folds)
     report = predict(
         PredictionRequest(
             input=options.input,
             output=options.output,
-            model_folder=model_folder,
-            folds=options.folds,
+            model_folder=selection.folders[0],
+            others=selection.folders[1:],
+            folds=selection.folds,
+            filters=selection.filters,
             checkpoint=options.checkpoint,
             device=options.device,
             mirror=not options.disable_tta,

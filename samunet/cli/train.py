@@ -21,7 +21,7 @@ from samunet.cli.render import TerminalReporter, run_command
 
 
 class ListPresets(argparse.Action):
-    """Shows every preset with its backbone, weights, method and source."""
+    """Shows every preset with its backbone and weights, what it is, its method and source."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, **options)
@@ -31,12 +31,17 @@ class ListPresets(argparse.Action):
         from samunet.artifacts.method import summarise
         from samunet.planners.presets import PRESETS
 
-        rows = [("auto", "planned", "given", "what the plan composes from the facts")]
-        rows += [(p.name, p.backbone, p.weights, f"{summarise(p.method)} ({p.source})") for p in PRESETS.values()]
+        rows = [("auto", "planned", "given", "what the plan composes from the facts", "")]
+        rows += [
+            (p.name, p.backbone, p.weights, p.summary, f"{summarise(p.method)} ({p.source})") for p in PRESETS.values()
+        ]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         reporter = TerminalReporter()
         for row in rows:
-            reporter.info("  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[3]]))
+            columns = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
+            reporter.info("  ".join([*columns, row[3]]))
+            if row[4]:
+                reporter.info(f"    {row[4]}")
         parser.exit()
 
 
@@ -95,6 +100,14 @@ def build_parser() -> CommandParser:
     schedule.add_argument("--rank", type=positive_count, help="LoRA rank")
     schedule.add_argument("--seed", type=natural_number, help="seed of initialisation and data (default 12345)")
     schedule.add_argument("--no-augmentation", action="store_true", help="train on the images as they are")
+    few = parser.add_argument_group("few labels")
+    few.add_argument(
+        "--num-cases", type=positive_count, metavar="N", help="train on N of the fold's training cases, drawn once"
+    )
+    few.add_argument(
+        "--cases", metavar="LIST", help="train on these of them: names with commas, or a file that lists them"
+    )
+    few.add_argument("--subset-seed", type=natural_number, help="seed of the draw of --num-cases (default 12345)")
     run = parser.add_argument_group("the run")
     run.add_argument(
         "--cache-embeddings",
@@ -119,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     workspace = locate_workspace(options, options.dataset)
     from samunet.cli.evaluate import show_report
+    from samunet.datasets.subsets import read_case_list
     from samunet.pipeline.train import train
     from samunet.pipeline.training_run import TrainingRequest
 
@@ -150,6 +164,9 @@ def _run(options: argparse.Namespace) -> int:
         mirror=not options.disable_tta,
         augment=not options.no_augmentation,
         cache_embeddings=options.cache_embeddings,
+        num_cases=options.num_cases,
+        cases=None if options.cases is None else read_case_list(options.cases),
+        subset_seed=options.subset_seed,
     )
     result = train(request, workspace, reporter=reporter)
     if result.report is None:

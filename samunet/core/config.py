@@ -20,15 +20,21 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def parse_schema(cls: type[SchemaType], content: Any, *, file: Path | None = None) -> SchemaType:
+def parse_schema(cls: type[SchemaType], content: Any, *, file: Path | None = None, context: Any = None) -> SchemaType:
     """Validate JSON content against a schema.
+
+    Args:
+        cls: The schema.
+        content: JSON.
+        file: Where it was read.
+        context: Given to the schema's validators.
 
     Raises:
         ConfigError: With every fault in one message: its place, the value found, and for an unknown key the
             nearest known one.
     """
     try:
-        return cls.model_validate(content)
+        return cls.model_validate(content, context=context)
     except ValidationError as error:
         faults = [_describe(cls, fault) for fault in error.errors(include_url=False)]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -51,6 +57,8 @@ def save_schema(artifact: Schema, path: Path) -> None:
 
 def _describe(cls: type[BaseModel], fault: Any) -> str:
     place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "value_error":
+        return f"{place}: {fault['ctx']['error']}"
     if fault["type"] != "extra_forbidden":
         return f"{place}: {fault['msg']} (found {_short(fault.get('input'))})"
     unknown = str(fault["loc"][-1])

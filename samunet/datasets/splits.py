@@ -19,6 +19,7 @@ ALL_CASES = "all"
 MONITOR_FRACTION = 0.1
 MONITOR_MAX_CASES = 10
 MONITOR_MIN_TRAINING = 5
+MONITOR_ALWAYS = 10
 
 
 class Split(Schema):
@@ -36,7 +37,7 @@ def make_splits(cases: Sequence[str], groups: Mapping[str, str] | None = None) -
 
     Source: nnU-Net's generate_crossval_split (KFold with seed 12345).
     """
-    members = _by_group(cases, groups)
+    members = by_group(cases, groups)
     units = sorted(members)
     if len(units) < 2:
         return []
@@ -84,19 +85,45 @@ def cases_of_fold(splits: Sequence[Split], fold: str, cases: Sequence[str]) -> S
     return splits[int(fold)]
 
 
-def monitor_subset(train: Sequence[str], groups: Mapping[str, str] | None = None, *, seed: int) -> tuple[str, ...]:
+def monitor_size(num_training: int, *, early_stop: bool = True) -> tuple[int, str]:
+    """How many training cases early stopping and ``best`` look at, and why.
+
+    Args:
+        num_training: Training cases.
+        early_stop: Whether the run may stop early.
+    """
+    if num_training < MONITOR_MIN_TRAINING:
+        return 0, f"{num_training} training cases, fewer than {MONITOR_MIN_TRAINING}: all train, the last weights count"
+    if num_training < MONITOR_ALWAYS and not early_stop:
+        return 0, (
+            f"{num_training} training cases, fewer than {MONITOR_ALWAYS}, and nothing stops early: one set aside would "
+            "cost more than it tells"
+        )
+    wanted = min(MONITOR_MAX_CASES, max(1, round(MONITOR_FRACTION * num_training)))
+    return wanted, f"a tenth of {num_training} training cases, 1 to {MONITOR_MAX_CASES}"
+
+
+def monitor_subset(
+    train: Sequence[str], groups: Mapping[str, str] | None = None, *, seed: int, early_stop: bool = True
+) -> tuple[str, ...]:
     """Pick the training cases that early stopping and ``best`` look at.
 
     A tenth of the cases, between 1 and 10, in whole groups. Where even the smallest group is larger than that, it is
     taken alone: a group is never divided.
 
+    Args:
+        train: Training cases.
+        groups: Case to group; None: every case is its own.
+        seed: Of the draw.
+        early_stop: Whether the run may stop early.
+
     Returns:
-        Sorted names; empty below five training cases, and where all cases are of one group.
+        Sorted names; empty where :func:`monitor_size` says so, and where all cases are of one group.
     """
-    members = _by_group(train, groups)
-    if len(train) < MONITOR_MIN_TRAINING or len(members) < 2:
+    members = by_group(train, groups)
+    wanted, _ = monitor_size(len(train), early_stop=early_stop)
+    if wanted == 0 or len(members) < 2:
         return ()
-    wanted = min(MONITOR_MAX_CASES, max(1, round(MONITOR_FRACTION * len(train))))
     units = sorted(members)
     order = [units[index] for index in np.random.default_rng(seed).permutation(len(units))]
     chosen: list[str] = []
@@ -106,7 +133,7 @@ def monitor_subset(train: Sequence[str], groups: Mapping[str, str] | None = None
     return tuple(sorted(chosen or members[min(order, key=lambda unit: len(members[unit]))]))
 
 
-def _by_group(cases: Iterable[str], groups: Mapping[str, str] | None) -> dict[str, list[str]]:
+def by_group(cases: Iterable[str], groups: Mapping[str, str] | None) -> dict[str, list[str]]:
     """Group to its sorted cases; each case is its own group where none are given."""
     members: dict[str, list[str]] = {}
     for case in sorted(cases):

@@ -5,14 +5,34 @@ Legend: B batch, C stored channels, T mask tokens, V tile side in voxels, S enco
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samunet.artifacts.plan import IntensityMap, ResolvedRecipe
 
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
+
+
+def scale_slice(channels: NDArray[np.float32], intensity_map: IntensityMap) -> NDArray[np.float32]:
+    """Map a whole slice to [0, 1] by its own extremes where the intensity map asks for that, before tiles are cut.
+
+    All tiles of a slice then share its extremes, and what pads a tile has no part in them. Augmentation comes after.
+
+    Args:
+        channels: (C, H, W) stored intensities of the whole slice; each channel has extremes of its own.
+        intensity_map: Only "unit_per_slice" changes anything.
+
+    Source: MedSAM (Ma 2024).
+    """
+    if intensity_map.kind != "unit_per_slice":
+        return channels
+    lowest, highest = channels.min((1, 2), keepdims=True), channels.max((1, 2), keepdims=True)
+    scaled: NDArray[np.float32] = (channels - lowest) / np.maximum(highest - lowest, np.float32(1e-8))
+    return scaled
 
 
 def map_intensities(image: Tensor, intensity_map: IntensityMap) -> Tensor:
@@ -22,15 +42,14 @@ def map_intensities(image: Tensor, intensity_map: IntensityMap) -> Tensor:
         image: (B, C, V, V) as stored.
         intensity_map: "identity" changes nothing; "unit" maps [lower, upper] to [0, 1]; "sam_pixels" maps it to
             [0, 255] and then to SAM's pixel statistics (of each colour for three channels, their mean otherwise);
-            "unit_per_slice" maps each channel of each slice to [0, 1] by its own extremes.
+            "unit_per_slice" clips to [0, 1], to which :func:`scale_slice` has brought the whole slice.
 
     Source: Segment Anything (Kirillov 2023), preprocessing; MedSAM (Ma 2024) for [0, 1].
     """
     if intensity_map.kind == "identity":
         return image
     if intensity_map.kind == "unit_per_slice":
-        lowest, highest = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
-        return (image - lowest) / (highest - lowest).clamp(min=1e-8)
+        return image.clamp(0, 1)
     channels = image.shape[1]
     lower = _per_channel(intensity_map.lower, channels, image)
     upper = _per_channel(intensity_map.upper, channels, image)

@@ -5,26 +5,33 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.prompts import CasePrompts
 from samunet.core.errors import DataError, SamunetError
 from samunet.core.files import atomic_path
+from samunet.core.geometry import Geometry
 from samunet.core.log import Reporter
 from samunet.core.volume import Volume
 from samunet.imageio import read_volume, write_labels
+from samunet.inference.ensemble import EnsemblePredictor
 from samunet.inference.predictor import Predictor
 from samunet.inference.restore import Restored
-from samunet.preprocessing.pipeline import PreprocessedCase
 
-Loaded = tuple[Volume, PreprocessedCase]
+Loaded = tuple[Volume, Any]
+Finish = Callable[[NDArray[Any], Geometry], NDArray[Any]]
+Observe = Callable[[str, Volume, Any, Restored], None]
 
 
 def predict_cases(
-    predictor: Predictor,
+    predictor: Predictor | EnsemblePredictor,
     cases: Sequence[Case],
     output: Path,
     *,
@@ -35,6 +42,8 @@ def predict_cases(
     writers: int = 1,
     prompts: Mapping[str, CasePrompts] | None = None,
     propagate: bool = True,
+    finish: Finish | None = None,
+    observe: Observe | None = None,
 ) -> dict[str, SamunetError | None]:
     """Predict cases one after the other; reading ahead and writing behind run in threads.
 
@@ -49,6 +58,9 @@ def predict_cases(
         writers: Masks written at the same time.
         prompts: Per case what to segment, for a promptable model; a case without any fails.
         propagate: Follow prompted objects to the slices beside the marked ones.
+        finish: Changes the labels (Z, Y, X) of a mask before it is written, given its grid.
+        observe: Given a case's name, its volume, what preprocessing made of it and the mask that is about to be
+            written, with what the models say about it; called in the threads that write.
 
     What an earlier run left for these cases is deleted first, so no old mask can pass for a new one; the mask is
     written last.
@@ -67,25 +79,19 @@ def predict_cases(
         volume = read_volume(case.images, case=case.name)
         return volume, predictor.preprocess(volume, name=case.name)
 
-    def segment(case: Case, volume: Volume, prepared: PreprocessedCase) -> Restored:
-        kept = {"with_probabilities": save_probabilities}
-        if prompts is None:
-            return predictor.predict_preprocessed(prepared.data, prepared.record, **kept)
-        wanted = prompts[case.name]
-        return predictor.predict_prompted_preprocessed(prepared, volume.geometry, wanted, propagate=propagate, **kept)
-
     with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(writers) as writing:
         loaded = _ahead(reading, load, cases, lead=readers)
         for case, future in reporter.track(loaded, total=len(cases), what="predicting"):
             try:
                 volume, prepared = future.result()
-                restored = segment(case, volume, prepared)
+                wanted, signs = None if prompts is None else prompts[case.name], observe is not None
+                restored = _segment(predictor, prepared, volume, wanted, save_probabilities, propagate, signs)
             except Exception as error:
                 outcomes[case.name] = _as_error(error, case)
                 continue
-            written[case.name] = writing.submit(
-                _save, restored, volume, output / f"{case.name}{ending}", output / f"{case.name}.npz"
-            )
+            told = None if observe is None else partial(observe, case.name, volume, prepared)
+            files = output / f"{case.name}{ending}", output / f"{case.name}.npz"
+            written[case.name] = writing.submit(_save, restored, volume, *files, finish, told)
             outcomes[case.name] = None
             _wait_for_all_but(written, 2 * writers)
     for case in cases:
@@ -95,11 +101,44 @@ def predict_cases(
     return outcomes
 
 
-def _save(restored: Restored, volume: Volume, mask_file: Path, probabilities_file: Path) -> None:
+def _segment(
+    predictor: Predictor | EnsemblePredictor,
+    prepared: Any,
+    volume: Volume,
+    prompts: CasePrompts | None,
+    with_probabilities: bool,
+    propagate: bool,
+    with_signs: bool,
+) -> Restored:
+    """Segment a preprocessed case, with prompts where there are any."""
+    if prompts is None:
+        return predictor.predict_prepared(prepared, with_probabilities=with_probabilities, with_signs=with_signs)
+    assert isinstance(predictor, Predictor)
+    return predictor.predict_prompted_preprocessed(
+        prepared,
+        volume.geometry,
+        prompts,
+        propagate=propagate,
+        with_probabilities=with_probabilities,
+        with_signs=with_signs,
+    )
+
+
+def _save(
+    restored: Restored,
+    volume: Volume,
+    mask_file: Path,
+    probabilities_file: Path,
+    finish: Finish | None,
+    told: Callable[[Restored], None] | None,
+) -> None:
     if restored.probabilities is not None:
         with atomic_path(probabilities_file) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, probabilities=restored.probabilities)
-    write_labels(mask_file, restored.labels, like=volume)
+    labels = restored.labels if finish is None else finish(restored.labels, volume.geometry)
+    if told is not None:
+        told(replace(restored, labels=labels))
+    write_labels(mask_file, labels, like=volume)
 
 
 def _ahead(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from samunet.artifacts.checkpoint import (
     ENDING,
@@ -13,21 +14,21 @@ from samunet.artifacts.checkpoint import (
     read_checkpoint,
 )
 from samunet.artifacts.plan import Configuration, Plan
-from samunet.core.errors import CheckpointError, UsageError, WeightsError
-from samunet.core.files import sha256_file
+from samunet.core.errors import CheckpointError, UsageError
 from samunet.models.build import needs_base, restore_model
 from samunet.models.device import place
 from samunet.models.segmentation import SegmentationModel
-from samunet.models.weights import NONE, WeightsFile, cache_folder
+from samunet.models.weights import WeightsFile, recorded_weights
 
 
 @dataclass(frozen=True)
 class Member:
-    """One trained model of an ensemble: the model in eval mode and what it is."""
+    """One trained model of an ensemble: the model in eval mode, what it is, and the facts it was planned from."""
 
     model: SegmentationModel
     manifest: Manifest
     plan: Plan
+    fingerprint: dict[str, Any] = field(default_factory=dict)
 
 
 def finished_folds(model_folder: Path, checkpoint: str = "final") -> list[str]:
@@ -69,7 +70,8 @@ def load_member(path: Path, *, device: str) -> Member:
         WeightsError: If its base weights are not at hand or differ from those it was trained on.
     """
     checkpoint = read_checkpoint(path)
-    return Member(place(rebuild(checkpoint), device).eval(), checkpoint.manifest, checkpoint.plan)
+    model = place(rebuild(checkpoint), device).eval()
+    return Member(model, checkpoint.manifest, checkpoint.plan, checkpoint.fingerprint)
 
 
 def rebuild(checkpoint: Checkpoint) -> SegmentationModel:
@@ -93,19 +95,7 @@ def locate_base(base: BaseWeights) -> WeightsFile | None:
     Raises:
         WeightsError: If it is in neither place with the same hash.
     """
-    if base.kind == NONE:
-        return None
-    recorded = Path(base.file)
-    for path in (recorded, cache_folder() / recorded.name):
-        if path.is_file() and sha256_file(path) == base.sha256:
-            rest = None if base.rest is None else locate_base(base.rest)
-            return WeightsFile(path, base.sha256, base.kind, rest)
-    raise WeightsError(
-        "the pretrained weights this model was adapted from are not here",
-        expected=f"{recorded.name} with SHA-256 {base.sha256}",
-        file=recorded,
-        todo=f"put that file into {cache_folder()}",
-    )
+    return recorded_weights(base)
 
 
 def num_input_channels(plan: Plan, configuration: Configuration) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import UsageError
 from samunet.core.geometry import Geometry
 from samunet.core.volume import Volume
+from samunet.inference.agreement import ViewAgreement
 from samunet.inference.loading import Member, choose_folds, load_members
 from samunet.inference.prompt_geometry import place_prompts
 from samunet.inference.prompted import PromptedOptions, PromptedPredictor
-from samunet.inference.restore import Restored, restore
+from samunet.inference.restore import Allocate, Restored, restore
+from samunet.inference.signs import MaskSums
 from samunet.inference.sliding import SlidingOptions, SlidingPredictor
 from samunet.inference.tta import mirror_axes
 from samunet.models.device import resolve_device, usable_precision
@@ -47,6 +50,7 @@ class Predictor:
         self.configuration_name = members[0].manifest.configuration
         self.recipe: ResolvedRecipe = members[0].manifest.resolved_recipe
         self.folds = [member.manifest.fold for member in members]
+        self.fingerprint = members[0].fingerprint
         self._device, self._mirror = device, mirror
         self._batch_size = batch_size or 2 * self.recipe.batch_size
 
@@ -89,6 +93,8 @@ class Predictor:
         record: CaseRecord,
         *,
         with_probabilities: bool = False,
+        allocate: Allocate | None = None,
+        with_signs: bool = False,
     ) -> Restored:
         """Segment a preprocessed case.
 
@@ -96,6 +102,8 @@ class Predictor:
             data: (C, S, H, W) as stored.
             record: How it was preprocessed.
             with_probabilities: Also return probabilities.
+            allocate: Gives the array that they are written to; in memory by default.
+            with_signs: Also return what the models say about each structure's mask.
 
         Raises:
             UsageError: If the model segments only what prompts point at.
@@ -113,8 +121,26 @@ class Predictor:
             depth_overlap=self.configuration.depth_overlap.value,
             mirror_views=self.recipe.mirror_views,
         )
-        logits = SlidingPredictor(self._models, self.recipe, options).slices(data)
-        return restore(logits, record, self.plan.label_spec, with_probabilities=with_probabilities)
+        labels = self.plan.label_spec
+        views, sums = (ViewAgreement(labels), MaskSums(labels)) if with_signs else (None, None)
+        logits = SlidingPredictor(self._models, self.recipe, options, views=views).slices(data)
+        restored = restore(logits, record, labels, with_probabilities=with_probabilities, allocate=allocate, sums=sums)
+        if views is None or restored.signs is None:
+            return restored
+        return replace(restored, signs=views.complete(restored.signs))
+
+    def predict_prepared(
+        self,
+        case: PreprocessedCase,
+        *,
+        with_probabilities: bool = False,
+        allocate: Allocate | None = None,
+        with_signs: bool = False,
+    ) -> Restored:
+        """Segment what :meth:`preprocess` gave; arguments as for :meth:`predict_preprocessed`."""
+        return self.predict_preprocessed(
+            case.data, case.record, with_probabilities=with_probabilities, allocate=allocate, with_signs=with_signs
+        )
 
     def check_prompts(self, *, given: bool) -> None:
         """Refuse prompts for a model that takes none, and a model that needs them without."""
@@ -141,6 +167,7 @@ class Predictor:
         *,
         with_probabilities: bool = False,
         propagate: bool = True,
+        with_signs: bool = False,
     ) -> Restored:
         """Segment what prompts point at in a preprocessed case.
 
@@ -150,6 +177,7 @@ class Predictor:
             prompts: Entries of this case.
             with_probabilities: Also return probabilities.
             propagate: Follow objects to the slices beside the marked ones.
+            with_signs: Also return what the probabilities say about each structure's mask.
         """
         self.check_prompts(given=True)
         labels = self.plan.label_spec
@@ -162,7 +190,8 @@ class Predictor:
             propagate=propagate,
         )
         logits = PromptedPredictor(self._models, self.recipe, options).slices(case.data, objects, labels)
-        return restore(logits, case.record, labels, with_probabilities=with_probabilities)
+        sums = MaskSums(labels) if with_signs else None
+        return restore(logits, case.record, labels, with_probabilities=with_probabilities, sums=sums)
 
     def predict_prompted(
         self,

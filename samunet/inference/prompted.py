@@ -23,7 +23,7 @@ from torch import Tensor
 from samunet.artifacts.method import Method
 from samunet.artifacts.plan import ResolvedRecipe
 from samunet.core.labels import LabelSpec
-from samunet.inference.encode import to_encoder, to_store, zoom
+from samunet.inference.encode import scale_slice, to_encoder, to_store, zoom
 from samunet.inference.prompt_geometry import (
     PlacedObject,
     following_prompt,
@@ -283,7 +283,7 @@ class _Embeddings:
         """Per slab and tile, each model's embeddings (slab depth, E, h, h)."""
         side, device = self._recipe.tile_vox, self._options.device
         places = [(index, start) for first, start in keys for index in range(first, first + self._depth)]
-        image = [cut_tile(gather_channels(self._data, i, self._options.context), at, side, fill=0) for i, at in places]
+        image = [cut_tile(self._channels(index), start, side, fill=0) for index, start in places]
         inside = np.ones((1, *self.shape), np.float32)
         valid = [cut_tile(inside, start, side, fill=0) for _, start in places]
         images, valids = (torch.from_numpy(np.stack(stack)).to(device) for stack in (image, valid))
@@ -294,6 +294,10 @@ class _Embeddings:
                 seen = model.encode(encoded, depth=self._depth)
             parts.append(seen.reshape(len(keys), self._depth, *seen.shape[1:]))
         return {key: [part[number] for part in parts] for number, key in enumerate(keys)}
+
+    def _channels(self, index: int) -> NDArray[np.float32]:
+        """The input channels (C, H, W) of a slice."""
+        return scale_slice(gather_channels(self._data, index, self._options.context), self._recipe.intensity_map)
 
 
 def prompt_batch(

@@ -5,7 +5,7 @@ Classes x full grid never exists: each slice's logits are resampled and decided 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,13 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samunet.artifacts.quality import StructureSigns
 from samunet.artifacts.store import CaseRecord
 from samunet.core.labels import LabelSpec
+from samunet.inference.signs import MaskSums
 
 SliceLogits = tuple[int, Tensor]
+Allocate = Callable[[tuple[int, ...]], NDArray[np.float16]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +31,12 @@ class Restored:
     Args:
         labels: (Z, Y, X) label values.
         probabilities: (T, Z, Y, X) float16, or None when not asked for.
+        signs: Per structure what the model says about its mask, or None when not asked for.
     """
 
     labels: NDArray[np.integer[Any]]
     probabilities: NDArray[np.float16] | None = None
+    signs: Mapping[str, StructureSigns] | None = None
 
 
 def crop_slices(logits: Iterable[SliceLogits], record: CaseRecord) -> Iterator[SliceLogits]:
@@ -74,6 +79,8 @@ def restore(
     labels: LabelSpec,
     *,
     with_probabilities: bool = False,
+    allocate: Allocate | None = None,
+    sums: MaskSums | None = None,
 ) -> Restored:
     """Undo preprocessing: resample, decide, paste into the uncropped grid, invert the axis operation.
 
@@ -82,6 +89,8 @@ def restore(
         record: How the case was preprocessed.
         labels: How maps become label values.
         with_probabilities: Also return softmax (or sigmoid) maps on the file's grid.
+        allocate: Gives the array of zeros that they are written to; in memory by default.
+        sums: Told the probabilities and labels of every slice.
 
     Returns:
         Labels (and probabilities) in the file's axes (Z, Y, X). Outside the crop everything is background.
@@ -90,18 +99,24 @@ def restore(
     painted = np.full(record.canonical_shape, labels.background, dtype=dtype)
     probabilities = None
     if with_probabilities:
-        probabilities = np.zeros((labels.num_tokens, *record.canonical_shape), np.float16)
+        shape = (labels.num_tokens, *record.canonical_shape)
+        probabilities = np.zeros(shape, np.float16) if allocate is None else allocate(shape)
         if not labels.has_regions:
             probabilities[0] = 1
     _, rows, columns = (slice(a, b) for a, b in zip(record.crop_start, record.crop_stop, strict=True))
     for index, maps in crop_slices(logits, record):
         place = record.crop_start[0] + index
         painted[place, rows, columns] = labels.decide(maps.cpu().numpy())
+        if probabilities is None and sums is None:
+            continue
+        scores = maps.float().sigmoid() if labels.has_regions else maps.float().softmax(0)
+        if sums is not None:
+            sums.add(scores, painted[place, rows, columns])
         if probabilities is not None:
-            scores = maps.float().sigmoid() if labels.has_regions else maps.float().softmax(0)
             probabilities[:, place, rows, columns] = scores.cpu().numpy()
     operation = record.operation
     return Restored(
         np.ascontiguousarray(operation.invert(painted)),
         None if probabilities is None else operation.invert(probabilities),
+        None if sums is None else sums.signs(),
     )

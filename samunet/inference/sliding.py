@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samunet.artifacts.plan import ResolvedRecipe
-from samunet.inference.encode import gaussian_window, to_encoder, to_store
+from samunet.inference.agreement import ViewAgreement
+from samunet.inference.encode import gaussian_window, scale_slice, to_encoder, to_store
 from samunet.inference.restore import SliceLogits
 from samunet.inference.tta import mirror_combinations
 from samunet.preprocessing.slicing import Pair, context_indices, cut_tile, tile_positions, tile_starts, tile_windows
@@ -80,13 +81,22 @@ class SlidingPredictor:
         models: In eval mode; their logits are averaged.
         recipe: Tile, input size and intensity map.
         options: Cutting and averaging.
+        views: Told what each model says of each mirrored view.
     """
 
-    def __init__(self, models: Sequence[nn.Module], recipe: ResolvedRecipe, options: SlidingOptions) -> None:
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        recipe: ResolvedRecipe,
+        options: SlidingOptions,
+        *,
+        views: ViewAgreement | None = None,
+    ) -> None:
         self._models = list(models)
         self._recipe = recipe
         self._options = options
         self._views = mirror_combinations(options.mirror_axes, options.mirror_views)
+        self._agreement = views
 
     def slices(self, data: NDArray[np.float32]) -> Iterator[SliceLogits]:
         """Logits of every slice on the store grid, in order.
@@ -134,7 +144,8 @@ class SlidingPredictor:
         """The input channels of a tile's slices: (D, C, V, V)."""
         places = range(tile.first, tile.first + depth)
         channels = (gather_channels(data, place, self._options.context) for place in places)
-        return np.stack([cut_tile(array, tile.start, self._recipe.tile_vox, fill=0) for array in channels])
+        scaled = (scale_slice(array, self._recipe.intensity_map) for array in channels)
+        return np.stack([cut_tile(array, tile.start, self._recipe.tile_vox, fill=0) for array in scaled])
 
     def _inside(self, shape: Sequence[int], tile: _Tile, depth: int) -> NDArray[np.float32]:
         """1 inside the image, 0 beyond it: (D, 1, V, V)."""
@@ -149,12 +160,17 @@ class SlidingPredictor:
         for axes in self._views:
             dims = [axis - 2 for axis in axes]
             encoded = to_encoder(image.flip(dims), valid.flip(dims), self._recipe)
-            for model in self._models:
+            for index, model in enumerate(self._models):
+                estimates = self._agreement is not None and getattr(model, "estimates_iou", False)
                 with autocast(self._options.device, self._options.precision):
-                    logits = model(encoded, **slabs)
+                    logits, iou = model.estimated(encoded, **slabs) if estimates else (model(encoded, **slabs), None)  # type: ignore[operator]
                 mapped = to_store(logits, self._recipe).flip(dims)
                 total = mapped if total is None else total + mapped
+                if self._agreement is not None:
+                    self._agreement.add(index, mapped, valid, iou)
         assert total is not None
+        if self._agreement is not None:
+            self._agreement.close()
         return total / (len(self._views) * len(self._models))
 
 

@@ -123,6 +123,7 @@ def _assemble(
             image_size=recipe.input_size,
             num_tokens=STOCK_TOKENS if method.promptable else num_tokens,
             upsampler=method.decoder.upsampler,
+            path=(method.decoder.path_width, method.decoder.path_convolutions),
             initialise=initialise,
         )
         report = LoadReport(NONE) if weights is None else load_weights(network, weights, keep_heads=method.promptable)
@@ -133,7 +134,8 @@ def _assemble(
         unet = None
         if method.fusion.kind == "unet":
             unet = FusionUNet(num_input_channels, num_tokens, width=method.fusion.width)
-    model = SegmentationModel(network, channel_input=channel_input, method=method, unet=unet)
+    estimate = recipe.loss.estimated_iou > 0
+    model = SegmentationModel(network, channel_input=channel_input, method=method, unet=unet, estimate_iou=estimate)
     model.set_checkpointing(recipe.checkpointing)
     state = model.state_dict(keep_vars=True)
     base = {name: tensors[id(tensor)] for name, tensor in state.items() if id(tensor) in tensors}

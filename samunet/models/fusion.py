@@ -14,30 +14,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samunet.artifacts.model_spec import PROMPT_DIM
+from samunet.artifacts.model_spec import MOST_UNET_CHANNELS, PROMPT_DIM
 
 NUM_STAGES = 5
-MOST_CHANNELS = 512
 SLOPE = 0.01
 
 
 def stage_widths(width: int) -> list[int]:
     """Channels of the stages at strides 1, 2, 4, 8 and 16."""
-    return [min(MOST_CHANNELS, width * 2**stage) for stage in range(NUM_STAGES)]
+    return [min(MOST_UNET_CHANNELS, width * 2**stage) for stage in range(NUM_STAGES)]
 
 
 class ConvStage(nn.Sequential):
-    """Two 3x3 convolutions, each with instance norm and leaky ReLU.
+    """3x3 convolutions, each with instance norm and leaky ReLU.
 
     Args:
         in_channels: Of the input.
         out_channels: Of the output.
         stride: Of the first convolution.
+        number: Of convolutions.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, number: int = 2) -> None:
         layers: list[nn.Module] = []
-        for channels, step in ((in_channels, stride), (out_channels, 1)):
+        for channels, step in ((in_channels, stride), *[(out_channels, 1)] * (number - 1)):
             layers += [
                 nn.Conv2d(channels, out_channels, 3, stride=step, padding=1),
                 nn.InstanceNorm2d(out_channels, affine=True),
@@ -47,18 +47,19 @@ class ConvStage(nn.Sequential):
 
 
 class ConvPath(nn.Module):
-    """The way down: features at strides 1, 2, 4, 8 and 16.
+    """The way down: features at strides 1, 2, 4 and so on.
 
     Args:
         in_channels: C.
         widths: Channels per stage.
+        number: Of convolutions per stage.
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, widths: Sequence[int], *, number: int = 2) -> None:
         super().__init__()
         channels = [in_channels, *widths]
         self.stages = nn.ModuleList(
-            ConvStage(before, after, stride=1 if index == 0 else 2)
+            ConvStage(before, after, stride=1 if index == 0 else 2, number=number)
             for index, (before, after) in enumerate(pairwise(channels))
         )
 
@@ -118,11 +119,7 @@ class FusionUNet(nn.Module):
         widths = stage_widths(width)
         self.down = ConvPath(in_channels, widths)
         self.up = UpPath(widths[-1] + embedding_channels, widths, num_tokens)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, a=SLOPE)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        initialise(self)
 
     def forward(self, images: Tensor, embeddings: Tensor) -> Tensor:
         """Logits at the images' resolution.
@@ -141,3 +138,13 @@ class FusionUNet(nn.Module):
             )
         result: Tensor = self.up(torch.cat([coarse, embeddings.to(coarse.dtype)], dim=1), finer)
         return result
+
+
+def initialise(*modules: nn.Module) -> None:
+    """He's initialisation for leaky ReLU."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(part.weight, a=SLOPE)
+                assert part.bias is not None
+                nn.init.zeros_(part.bias)

@@ -5,7 +5,8 @@ Shapes: B batch, C input channels, S input side, E = 256 channels, T mask tokens
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from samunet.artifacts.method import Method
 from samunet.models.decoders.adapters import decoder_parameters_to_train
 from samunet.models.decoders.promptable import PromptBatch, predict_prompted
-from samunet.models.decoders.semantic import predict_all_tokens
-from samunet.models.fusion import FusionUNet
+from samunet.models.decoders.semantic import estimate_all_tokens, predict_all_tokens
+from samunet.models.decoders.side_path import SidePathUpsampler
 from samunet.models.peft.state import adapter_parameters, freeze_all_but
 from samunet.models.sam.network import NO_MASK_EMBED, SamNetwork
 
@@ -22,6 +23,7 @@ NETWORK = "network."
 ENCODER = f"{NETWORK}image_encoder."
 DECODER = f"{NETWORK}mask_decoder."
 PROMPT_ENCODER = f"{NETWORK}prompt_encoder."
+ESTIMATOR = f"{DECODER}iou_prediction_head."
 NO_DECAY_NAMES = (
     "pos_embed",
     "rel_pos_",
@@ -39,15 +41,25 @@ class SegmentationModel(nn.Module):
     The channel input always trains. The encoder, the mask decoder and the U-Net train as the method says; the "no mask"
     embedding trains with a decoder that works without prompts. The prompt encoder stays as it is.
 
+    A decoder that works without prompts can estimate the IoU of its masks as SAM's does. That estimate reads what the
+    masks are made from and sends no gradient back, so that masks train as if it were not there.
+
     Args:
         network: SAM, adapters injected.
         channel_input: What makes three channels of C.
         method: What trains.
-        unet: Makes the masks instead of the mask decoder.
+        unet: Makes the masks instead of the mask decoder, from the images and the embedding.
+        estimate_iou: Train the estimate of masks made without prompts, where the mask decoder trains at all.
     """
 
     def __init__(
-        self, network: SamNetwork, *, channel_input: nn.Module, method: Method, unet: FusionUNet | None = None
+        self,
+        network: SamNetwork,
+        *,
+        channel_input: nn.Module,
+        method: Method,
+        unet: nn.Module | None = None,
+        estimate_iou: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -55,6 +67,9 @@ class SegmentationModel(nn.Module):
         self.unet = unet
         self.method = method
         self.untouched: frozenset[str] = frozenset()
+        self.estimates_iou = estimate_iou and not method.promptable and unet is None and method.decoder.train != "none"
+        if self.estimates_iou:
+            network.mask_decoder.iou_prediction_head.register_forward_pre_hook(_detached)  # type: ignore[union-attr]
         freeze_all_but(self, self._names_to_train())
         self.train()
 
@@ -71,7 +86,25 @@ class SegmentationModel(nn.Module):
         if self.unet is not None:
             result: Tensor = self.unet(images, self.encode(images, depth=depth))
             return result
-        return self.decode(self.encode(images, depth=depth))
+        embeddings = self.encode(images, depth=depth)
+        with self._beside(images):
+            return self.decode(embeddings)
+
+    def estimated(self, images: Tensor, *, depth: int = 1) -> tuple[Tensor, Tensor | None]:
+        """What forward gives, and the estimated IoU (B, T) of each map; None where nothing estimates it."""
+        if not self.estimates_iou:
+            return self(images, depth=depth), None
+        embeddings = self.encode(images, depth=depth)
+        with self._beside(images):
+            return self.decode_estimated(embeddings)
+
+    def decode_estimated(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """One map per class of embeddings, without a prompt, and the estimated IoU (B, T) of each."""
+        return estimate_all_tokens(self.network.prompt_encoder, self.network.mask_decoder, embeddings)
+
+    def estimator_parameters(self) -> list[nn.Parameter]:
+        """The parameters that estimate the masks' IoU and that no mask depends on; none where nothing does so."""
+        return [p for name, p in self.named_parameters() if self.estimates_iou and name.startswith(ESTIMATOR)]
 
     def encode(self, images: Tensor, *, depth: int = 1) -> Tensor:
         """Image embeddings (B, E, S/16, S/16)."""
@@ -118,10 +151,14 @@ class SegmentationModel(nn.Module):
         return groups
 
     def count_parameters(self) -> dict[str, int]:
-        """Trained parameters of the encoder, the decoder (with the U-Net) and the rest, and their sum."""
+        """Trained parameters of the encoder, the decoder (with the U-Net) and the rest, and their sum.
+
+        As published, those that only estimate the quality of masks made without prompts do not count.
+        """
         counts = {"encoder": 0, "decoder": 0, "other": 0}
+        apart = {id(parameter) for parameter in self.estimator_parameters()}
         for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and id(parameter) not in apart:
                 decoder = name.startswith((DECODER, "unet."))
                 counts["encoder" if name.startswith(ENCODER) else "decoder" if decoder else "other"] += (
                     parameter.numel()
@@ -129,14 +166,26 @@ class SegmentationModel(nn.Module):
         return counts | {"total": sum(counts.values())}
 
     def unused_parameters(self) -> set[str]:
-        """Names of the parameters that no output depends on."""
+        """Names of the parameters that no mask depends on."""
         names = {name for name, _ in self.named_parameters()}
         if self.unet is not None:
             return {name for name in names if name.startswith((DECODER, PROMPT_ENCODER))}
         if self.method.promptable:
             return set()
-        quality = f"{DECODER}iou_prediction_head."
-        return {n for n in names if n.startswith((PROMPT_ENCODER, quality))} - {NETWORK + NO_MASK_EMBED}
+        return {n for n in names if n.startswith((PROMPT_ENCODER, ESTIMATOR))} - {NETWORK + NO_MASK_EMBED}
+
+    @contextmanager
+    def _beside(self, images: Tensor) -> Iterator[None]:
+        """Show the images to a decoder that has a path beside the encoder."""
+        upsampler = self.network.mask_decoder.output_upscaling
+        if not isinstance(upsampler, SidePathUpsampler):
+            yield
+            return
+        upsampler.images = self.channel_input(images)
+        try:
+            yield
+        finally:
+            upsampler.images = None
 
     def _encoder_gradients(self) -> AbstractContextManager[object]:
         """Nothing is recorded in an encoder of which nothing trains, behind an input that does not train either."""
@@ -155,4 +204,10 @@ class SegmentationModel(nn.Module):
             names |= {DECODER + name for name in trained}
             if not self.method.promptable:
                 names.add(NETWORK + NO_MASK_EMBED)
+            if self.estimates_iou:
+                names |= {n for n in every if n.startswith(ESTIMATOR)}
         return names | set(adapter_parameters(self))
+
+
+def _detached(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach() for tensor in inputs)

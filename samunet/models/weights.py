@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samunet.artifacts.checkpoint import BaseWeights
 from samunet.artifacts.model_spec import SamSpec
 from samunet.artifacts.plan import WEIGHTS_KINDS
+from samunet.artifacts.pretraining import Pretrained, read_pretrained
 from samunet.core.errors import UsageError, WeightsError
 from samunet.core.files import atomic_path, sha256_file
 from samunet.core.log import Reporter, SilentReporter
@@ -96,7 +98,17 @@ def weights_kind(option: str) -> str:
     if option == AUTO:
         return "sam"
     kind, path = _split(option)
-    return kind or read_published(path).kind
+    about = None if kind else read_pretrained(path)
+    return kind or (about.kind if about else read_published(path).kind)
+
+
+def pretrained_weights(option: str) -> Pretrained | None:
+    """What samunet_pretrain says of a file that ``--weights`` names; None for all other weights.
+
+    Raises:
+        WeightsError: If the file is missing or damaged.
+    """
+    return None if option in (NONE, AUTO) else read_pretrained(_split(option)[1])
 
 
 def locate_weights(
@@ -135,8 +147,18 @@ def locate_weights(
     if option == AUTO:
         return fetch_official()
     explicit, path = _split(option)
+    about = read_pretrained(path)
+    if about is not None and about.backbone != spec.name:
+        raise WeightsError(
+            "the weights were pretrained for another backbone",
+            expected=spec.name,
+            found=about.backbone,
+            file=path,
+            todo=f"--backbone {about.backbone}, or leave it out",
+        )
     published = read_published(path)
-    kind = explicit or (published.kind if published.kind in spec.pretrained else "ssl")
+    kind = about.kind if about else published.kind if published.kind in spec.pretrained else "ssl"
+    kind = explicit or kind
     if kind not in spec.pretrained:
         raise WeightsError(
             f"there are no weights of kind {kind} for {spec.name}",
@@ -144,8 +166,54 @@ def locate_weights(
             found=kind,
             file=path,
         )
-    rest = fetch_official() if published.encoder_only and spec.name in official else None
+    rest = None
+    if published.encoder_only and about is not None:
+        rest = _decoder_of(about.base, fetch_official if spec.name in official else None)
+    elif published.encoder_only and spec.name in official:
+        rest = fetch_official()
     return WeightsFile(path.resolve(), sha256_file(path), kind, rest)
+
+
+def recorded_weights(base: BaseWeights) -> WeightsFile | None:
+    """Weights that were used before, where they were or in the cache; None for random weights.
+
+    Raises:
+        WeightsError: If they are in neither place with the same hash.
+    """
+    if base.kind == NONE:
+        return None
+    recorded = Path(base.file)
+    for path in (recorded, cache_folder() / recorded.name):
+        if path.is_file() and sha256_file(path) == base.sha256:
+            rest = None if base.rest is None else recorded_weights(base.rest)
+            return WeightsFile(path, base.sha256, base.kind, rest)
+    raise WeightsError(
+        "the pretrained weights this model was adapted from are not here",
+        expected=f"{recorded.name} with SHA-256 {base.sha256}",
+        file=recorded,
+        todo=f"put that file into {cache_folder()}",
+    )
+
+
+def as_base(file: WeightsFile | None) -> BaseWeights:
+    """Weights as checkpoints record them."""
+    if file is None:
+        return BaseWeights(kind=NONE)
+    rest = None if file.rest is None else as_base(file.rest)
+    return BaseWeights(kind=file.kind, file=str(file.path), sha256=file.sha256, rest=rest)
+
+
+def _decoder_of(base: BaseWeights, fetch: Callable[[], WeightsFile] | None) -> WeightsFile | None:
+    """The file that supplies the decoder of an encoder that continued from a base; None where that was random."""
+    if base.rest is not None:
+        return _decoder_of(base.rest, fetch)
+    try:
+        found = recorded_weights(base)
+    except WeightsError:
+        if fetch is None or (official := fetch()).sha256 != base.sha256:
+            raise
+        return official
+    return None if found is None or read_published(found.path).encoder_only else found
 
 
 def _split(option: str) -> tuple[str | None, Path]:

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samunet.artifacts.checkpoint import ENDING, read_checkpoint
+from samunet.artifacts.model_spec import get_spec
+from samunet.artifacts.plan import ResolvedRecipe
 from samunet.core.errors import ConfigError, UsageError
 from samunet.core.files import atomic_path
 from samunet.inference.loading import rebuild
 from samunet.models.merged import ENCODER_ONLY, MergedWeights, merge_for_sam
+
+REGISTRY = ("vit_b", "vit_l", "vit_h")
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,27 @@ def export_weights(model_folder: Path, fold: str, output: Path, *, checkpoint: s
         )
     merged = merge_for_sam(rebuild(read), recipe)
     _write(merged, output)
-    size = recipe.input_size
-    note = (
-        f"sam_model_registry['{recipe.backbone}'](checkpoint='{output.name}')"
-        if merged.scope != ENCODER_ONLY
-        else f"ImageEncoderViT(img_size={size}, ...) of segment-anything, strictly; masks need this project's decoder"
+    return ExportResult(output, merged.scope, how_to_load(merged.scope, recipe, output.name))
+
+
+def how_to_load(scope: str, recipe: ResolvedRecipe, name: str) -> str:
+    """How segment-anything loads what was exported: by its registry where that has the backbone, else built by hand.
+
+    Args:
+        scope: "whole" or "encoder".
+        recipe: As trained.
+        name: Of the file.
+    """
+    spec = get_spec(recipe.backbone)
+    encoder = (
+        f"ImageEncoderViT(img_size={recipe.input_size}, embed_dim={spec.embed_dim}, depth={spec.depth}, "
+        f"num_heads={spec.num_heads}, global_attn_indexes={spec.global_blocks}, ...)"
     )
-    return ExportResult(output, merged.scope, note)
+    if scope == ENCODER_ONLY:
+        return f"{encoder} of segment-anything, strictly; masks need this project's decoder"
+    if recipe.backbone in REGISTRY:
+        return f"sam_model_registry['{recipe.backbone}'](checkpoint='{name}')"
+    return f"Sam with {encoder}, strictly: segment-anything's registry has no {recipe.backbone}"
 
 
 def _write(merged: MergedWeights, output: Path) -> None:

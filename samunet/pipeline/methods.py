@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from samunet.artifacts.fingerprint import Fingerprint
-from samunet.artifacts.plan import Plan, ResolvedRecipe, WeightsKind, resolve_recipe, strip_reasons
+from samunet.artifacts.plan import (
+    Configuration,
+    DeviceClass,
+    Plan,
+    ResolvedRecipe,
+    WeightsKind,
+    resolve_recipe,
+    strip_reasons,
+)
+from samunet.artifacts.pretraining import Pretrained
 from samunet.artifacts.probe import load_probes
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema
@@ -15,14 +23,15 @@ from samunet.core.errors import UsageError
 from samunet.core.files import sha256_json
 from samunet.models.device import device_class
 from samunet.models.weights import AUTO as AUTO_WEIGHTS
-from samunet.models.weights import weights_kind
-from samunet.planners.method_recipes import automatic_recipe, preset_recipe, with_changes
+from samunet.models.weights import pretrained_weights, weights_kind
+from samunet.pipeline.subsets import SubsetRequest, subset_tag
+from samunet.planners.method_recipes import automatic_recipe, changed_recipe, preset_recipe, with_changes
 from samunet.planners.presets import AUTO, get_preset
 
 PLAIN_CONFIGURATION = "2d"
 
 
-class MethodRequest(Protocol):
+class MethodRequest(SubsetRequest, Protocol):
     """What of a training request says which method is meant; fields as in TrainingRequest."""
 
     @property
@@ -33,6 +42,9 @@ class MethodRequest(Protocol):
 
     @property
     def changes(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    @property
+    def rank(self) -> int | None: ...  # noqa: D102
 
     @property
     def published(self) -> bool: ...  # noqa: D102
@@ -59,8 +71,9 @@ def default_configuration(request: MethodRequest, plan: Plan) -> str:
             found=", ".join(plan.configurations),
             todo="plan again; volumes of fewer than three slices have no slabs",
         )
-    slabs = plan.configuration(recommended).slab_depth.value > 1
-    return needed or (PLAIN_CONFIGURATION if slabs else recommended)
+    # where nothing trains, neighbours as channels would be colours to SAM
+    plain = plan.configuration(recommended).slab_depth.value > 1 or not preset.method.trains_anything
+    return needed or (PLAIN_CONFIGURATION if plain else recommended)
 
 
 def chosen_kind(request: MethodRequest) -> WeightsKind:
@@ -87,12 +100,13 @@ def chosen_weights(request: MethodRequest) -> str:
 
 
 def run_label(request: MethodRequest) -> str:
-    """What tells runs of different methods apart in the results folder: the preset, and what was changed."""
+    """What tells runs apart in the results folder: the preset, what was changed, and the subset of cases."""
     label = request.preset
     if request.backbone is not None:
         label += f"-{request.backbone}"
     changed = {**request.changes, **({"published": True} if request.published else {})}
-    return f"{label}-{sha256_json(changed)[:6]}" if changed else label
+    subset = subset_tag(request)
+    return "-".join([label, *([sha256_json(changed)[:6]] if changed else []), *([subset] if subset else [])])
 
 
 def method_recipe(
@@ -107,32 +121,44 @@ def method_recipe(
     kind, place = chosen_kind(request), device_class(device)
     if request.preset == AUTO and request.published:
         raise UsageError("--recipe published needs a published method", expected="--preset NAME", found=AUTO)
-    if request.preset == AUTO and request.backbone is None:
-        recipe = resolve_recipe(plan.configuration(configuration), kind, place)
-        return replace(recipe, method=with_changes(recipe.method, request.changes)) if request.changes else recipe
+    chosen, about = plan.configuration(configuration), pretrained_weights(request.weights)
+    from_random = about is not None and about.from_random
+    backbone = _backbone(request, about, _planned_backbone(chosen, kind, place))
+    is_planned = request.preset == AUTO and backbone is None
+    if is_planned:
+        recipe = resolve_recipe(chosen, kind, place)
+        if not request.changes and request.rank is None:
+            return recipe
+        # a change that cannot be made is told before anything is read
+        with_changes(recipe.method, request.changes, request.rank)
     fingerprint = load_schema(Fingerprint, workspace.fingerprint_file(plan.dataset))
-    if request.preset == AUTO:
-        assert request.backbone is not None
-        planned = automatic_recipe(
-            plan,
-            fingerprint,
-            configuration=configuration,
-            weights=kind,
-            device=place,
-            backbone=request.backbone,
-            changes=request.changes,
-            probes=load_probes(workspace.probe_file(plan.dataset)),
-        )
+    asked: dict[str, Any] = {
+        "configuration": configuration,
+        "weights": kind,
+        "device": place,
+        "changes": request.changes,
+        "rank": request.rank,
+    }
+    if request.preset != AUTO:
+        preset, published = get_preset(request.preset), request.published
+        planned = preset_recipe(preset, plan, fingerprint, **asked, backbone=backbone, published=published)
     else:
-        planned = preset_recipe(
-            get_preset(request.preset),
-            plan,
-            fingerprint,
-            configuration=configuration,
-            weights=kind,
-            device=place,
-            backbone=request.backbone,
-            changes=request.changes,
-            published=request.published,
-        )
-    return strip_reasons(planned, kind, place, slab_depth=plan.configuration(configuration).slab_depth.value)
+        asked["probes"] = load_probes(workspace.probe_file(plan.dataset))
+        if backbone is not None:
+            planned = automatic_recipe(plan, fingerprint, **asked, backbone=backbone, from_random=from_random)
+        else:
+            planned = changed_recipe(chosen.recipes[kind][place], plan, fingerprint, **asked)
+    return strip_reasons(planned, kind, place, slab_depth=chosen.slab_depth.value)
+
+
+def _backbone(request: MethodRequest, about: Pretrained | None, planned: str | None) -> str | None:
+    """The image encoder to plan for: asked for, or that of the weights; None where the plan's recipe already has it."""
+    if request.backbone is not None or about is None:
+        return request.backbone
+    is_planned = request.preset == AUTO and about.backbone == planned and not about.from_random
+    return None if is_planned else about.backbone
+
+
+def _planned_backbone(configuration: Configuration, kind: WeightsKind, place: DeviceClass) -> str | None:
+    recipe = configuration.recipes.get(kind, {}).get(place)
+    return None if recipe is None else recipe.backbone.value

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samunet.artifacts.dataset import DatasetDescription, RawDataset
+from samunet.artifacts.dataset import RawDataset
 from samunet.artifacts.fingerprint import Fingerprint
-from samunet.artifacts.plan import Plan, load_plan, save_plan
-from samunet.artifacts.probe import Probes, load_probes
+from samunet.artifacts.plan import Plan, save_plan
+from samunet.artifacts.probe import load_probes
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema, save_schema
 from samunet.core.errors import ConfigError, DataError, SamunetError
 from samunet.core.files import read_json, write_json
 from samunet.core.log import Reporter, SilentReporter
+from samunet.pipeline.explanation import PAGE, TEXT_PAGE, write_explanation
+from samunet.pipeline.replan import discard_plan, plan_again
 from samunet.planners.fingerprint import extract_fingerprint, inputs_hash
 from samunet.planners.hardware import detect_budget
 from samunet.planners.planner import make_plan
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from samunet.artifacts.store import CaseRecord
     from samunet.distributed.casewise import Outcome
 
-PREVIOUS_PLAN = "plans_previous.json"
 _CACHE = ".fingerprint_cases"
 
 
@@ -76,7 +77,7 @@ def plan_and_preprocess(
         gpu_memory_gib: GPU memory to plan for; None to look.
         cpu_minutes: Training minutes on a CPU to plan for; None for the default.
         skip_bad_cases: Go on without the cases that verification rejects.
-        overwrite_plan: Plan anew, also where a hand-edited plan exists.
+        overwrite_plan: Plan without the edits of an existing plan.
         verify: Whether to verify the dataset first.
         configurations: Which to preprocess; None: all but those with intensities of their own.
         reporter: Receives messages and progress.
@@ -173,52 +174,21 @@ def _plan(
     overwrite: bool,
     reporter: Reporter,
 ) -> Plan:
-    """The existing plan if it still belongs to these facts, else a new one."""
+    """The plan for these facts: the one on disk if nothing has changed, else a new one around its edits."""
     file = workspace.plan_file(dataset.name)
     probes = load_probes(workspace.probe_file(dataset.name))
-    budget = detect_budget(gpu_memory_gib=gpu_memory_gib, cpu_minutes=cpu_minutes)
-    if file.is_file() and not overwrite:
-        existing = load_plan(file)
-        wanted = existing.budget.model_copy(
-            update={
-                name: value
-                for name, value in (("gpu_memory_gib", gpu_memory_gib), ("cpu_minutes", cpu_minutes))
-                if value is not None
-            }
-        )
-        if _belongs(existing, fingerprint, dataset.description, probes):
-            edited = existing != make_plan(fingerprint, dataset.description, existing.budget, probes=probes)
-            if wanted == existing.budget:
-                reporter.info(f"{dataset.name}: plan kept" + (", with its edits" if edited else ""))
-                return existing
-            if edited:
-                reporter.warn(
-                    f"{file} was edited and is kept; the hardware given now is not planned for (--overwrite-plan does)"
-                )
-                return existing
-        else:
-            _keep_previous(file, reporter)
-    plan = make_plan(fingerprint, dataset.description, budget, probes=probes)
-    save_plan(plan, file)
+    hardware = {"gpu_memory_gib": gpu_memory_gib, "cpu_minutes": cpu_minutes}
+    if overwrite and file.is_file():
+        discard_plan(file, reporter)
+    if not file.is_file():
+        plan = make_plan(fingerprint, dataset.description, detect_budget(**hardware), probes=probes)
+        save_plan(plan, file, as_planned=True)
+    else:
+        plan = plan_again(file, fingerprint, dataset.description, probes, hardware, reporter)
+    pages = [file.with_name(name) for name in (PAGE, TEXT_PAGE)]
+    if any(not page.is_file() or page.stat().st_mtime_ns < file.stat().st_mtime_ns for page in pages):
+        write_explanation(plan, fingerprint, probes, file.parent)
     return plan
-
-
-def _belongs(plan: Plan, fingerprint: Fingerprint, description: DatasetDescription, probes: Probes) -> bool:
-    """Whether a plan was made from these facts and this dataset.json."""
-    order = description.regions_class_order
-    return (
-        plan.fingerprint_sha256 == fingerprint.facts_sha256
-        and plan.probes_sha256 == probes.facts_sha256
-        and plan.labels == description.labels
-        and plan.regions_class_order == (None if order is None else tuple(order))
-        and plan.file_ending == description.file_ending
-    )
-
-
-def _keep_previous(file: Path, reporter: Reporter) -> None:
-    previous = file.with_name(PREVIOUS_PLAN)
-    file.replace(previous)
-    reporter.warn(f"the facts have changed since it was planned: planned anew, the former plan is {previous}")
 
 
 def _split(file: Path, cases: list[str], groups: Mapping[str, str] | None, reporter: Reporter) -> None:

@@ -1,17 +1,120 @@
-"""Which trained model a prediction uses when the user names only a dataset."""
+"""Which trained models a prediction uses when the user names only a dataset."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from samunet.artifacts.best import Best, BestModel, ComponentFilter
+from samunet.artifacts.checkpoint import ENDING, read_manifest
 from samunet.artifacts.plan import load_plan
-from samunet.artifacts.workspace import Workspace
+from samunet.artifacts.workspace import Workspace, fold_folder
+from samunet.core.config import load_schema
 from samunet.core.errors import UsageError
+from samunet.core.files import sha256_json
+from samunet.core.log import Reporter
 from samunet.inference.loading import finished_folds
+
+CONFIGURATION_PART, LABEL_PART = 0, 1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The models of a prediction.
+
+    Args:
+        folders: Model folders; the probabilities of several are averaged.
+        folds: Folds of each; None: all that are finished.
+        filters: Which components of structures their masks keep.
+    """
+
+    folders: tuple[Path, ...]
+    folds: list[str] | None = None
+    filters: tuple[ComponentFilter, ...] = ()
+
+
+def select_models(
+    workspace: Workspace,
+    dataset: str,
+    *,
+    configuration: str | None,
+    preset: str | None,
+    folds: list[str] | None,
+    checkpoint: str,
+    postprocess: bool,
+    compared: bool,
+    reporter: Reporter,
+) -> Selection:
+    """What was found best by cross-validation, unless a model is named; else the recommended or only one trained.
+
+    Args:
+        workspace: Where results are.
+        dataset: Full dataset name.
+        configuration: A configuration to insist on.
+        preset: A preset, or the label of a changed one, to insist on.
+        folds: Folds to insist on.
+        checkpoint: The checkpoint that has to exist; what was found holds for "final" only.
+        postprocess: Whether masks may be filtered.
+        compared: Whether what was found applies at all: it does not to models that need prompts.
+        reporter: Told what was found.
+
+    Raises:
+        UsageError: If nothing fits, several models do, or a model that was found is gone.
+    """
+    file = workspace.best_file(dataset)
+    named = configuration is not None or preset is not None or checkpoint != "final"
+    if named or not compared or not file.is_file():
+        folder = choose_model_folder(
+            workspace, dataset, configuration=configuration, preset=preset, checkpoint=checkpoint
+        )
+        return Selection((folder,), folds)
+    best = load_schema(Best, file)
+    folders = tuple(_found(workspace, dataset, model, file, reporter) for model in best.models)
+    filters = best.filters if postprocess else ()
+    chosen = sorted({fold for model in best.models for fold in model.folds}) if folds is None else folds
+    cleaned = "; ".join(map(str, filters)) if filters else "none" if postprocess else "left out"
+    reporter.info(
+        f"found best by cross-validation ({file.name}): {' + '.join(folder.name for folder in folders)}, "
+        f"fold {', '.join(chosen)}; component filters: {cleaned}"
+    )
+    return Selection(folders, chosen, filters)
+
+
+def _found(workspace: Workspace, dataset: str, model: BestModel, file: Path, reporter: Reporter) -> Path:
+    """The folder of a model that was found, with a warning if it was trained again since."""
+    folder = workspace.results / dataset / model.model
+    if not finished_folds(folder):
+        raise UsageError(
+            "the model that was found best is not there any more",
+            expected=str(folder),
+            file=file,
+            todo=f"samunet_find_best_configuration {dataset}, or choose with -c CONFIGURATION or -m FOLDER",
+        )
+    present = set(finished_folds(folder))
+    known = {fold: name for fold, name in model.identities.items() if fold in present}
+    if any(checkpoint_identity(folder, fold) != name for fold, name in known.items()):
+        reporter.warn(f"{model.model} was trained again since it was found best: compare again")
+    return folder
+
+
+def checkpoint_identity(folder: Path, fold: str) -> str:
+    """Hash of what a fold's final checkpoint says it is, the time of its training included."""
+    manifest = read_manifest(fold_folder(folder, fold) / f"checkpoint_final{ENDING}")
+    return sha256_json(manifest.model_dump(mode="json"))
+
+
+def name_part(folder: Path, part: int) -> str:
+    """The configuration or the label (preset, changes, subset) in the name of a model folder."""
+    return folder.name.split("__")[part]
 
 
 def choose_model_folder(
-    workspace: Workspace, dataset: str, *, configuration: str | None = None, checkpoint: str = "final"
+    workspace: Workspace,
+    dataset: str,
+    *,
+    configuration: str | None = None,
+    preset: str | None = None,
+    checkpoint: str = "final",
 ) -> Path:
     """The folder of the recommended configuration if it is trained, else of the only one trained.
 
@@ -19,6 +122,7 @@ def choose_model_folder(
         workspace: Where results are.
         dataset: Full dataset name.
         configuration: A configuration to insist on.
+        preset: A preset, or the label of a changed one, to insist on.
         checkpoint: The checkpoint that has to exist.
 
     Raises:
@@ -30,22 +134,21 @@ def choose_model_folder(
         raise UsageError(
             "nothing is trained for this dataset", file=below, todo=f"samunet_train {dataset} 0, or give -m FOLDER"
         )
+    offered = trained if preset is None else [p for p in trained if name_part(p, LABEL_PART) == preset]
     wanted = configuration
     if wanted is None:
         plan_file = workspace.plan_file(dataset)
         recommended = load_plan(plan_file).recommended.value if plan_file.is_file() else None
-        present = {_configuration(p) for p in trained}
+        present = {name_part(p, CONFIGURATION_PART) for p in offered}
         wanted = recommended if recommended in present else None
-    fitting = trained if wanted is None else [p for p in trained if _configuration(p) == wanted]
+    fitting = offered if wanted is None else [p for p in offered if name_part(p, CONFIGURATION_PART) == wanted]
     if len(fitting) == 1:
         return fitting[0]
+    asked = " ".join(filter(None, (wanted and f"configuration {wanted}", preset and f"preset {preset}")))
     raise UsageError(
-        "several trained models fit" if fitting else f"configuration {wanted} is not trained",
+        "several trained models fit" if fitting else f"{asked} is not trained",
         expected=", ".join(p.name for p in (fitting or trained)),
-        found=wanted or "no -c",
-        todo="choose with -c CONFIGURATION or -m FOLDER",
+        found=asked or "no -c",
+        todo="choose with -c CONFIGURATION, --preset NAME or -m FOLDER, or compare them: "
+        f"samunet_find_best_configuration {dataset}",
     )
-
-
-def _configuration(folder: Path) -> str:
-    return folder.name.split("__", 1)[0]

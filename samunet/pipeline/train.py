@@ -12,7 +12,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from samunet.artifacts.checkpoint import BaseWeights
 from samunet.artifacts.method import summarise
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import Plan
@@ -29,11 +28,13 @@ from samunet.inference.predictor import Predictor
 from samunet.models.build import build_model
 from samunet.models.device import place, resolve_device, usable_precision
 from samunet.models.segmentation import SegmentationModel
-from samunet.models.weights import WeightsFile, locate_weights
+from samunet.models.weights import as_base, locate_weights
 from samunet.pipeline.evaluate import evaluate, save_evaluation
 from samunet.pipeline.methods import chosen_weights, run_label
 from samunet.pipeline.oracle import oracle_prompts
+from samunet.pipeline.pretrained import tell_what_was_seen
 from samunet.pipeline.provenance import describe
+from samunet.pipeline.quality import MaskWatch, write_calibration
 from samunet.pipeline.training_run import (
     CASES_FILE,
     RunInputs,
@@ -113,7 +114,7 @@ def identify_run(
     reporter: Reporter,
 ) -> RunIdentity:
     """Find the weights and fix what the run is."""
-    recipe = resolve(request, plan, configuration, device, workspace)
+    recipe = resolve(request, plan, configuration, device, workspace, reporter)
     planned_minutes = resolve(replace(request, minutes=None), plan, configuration, device, workspace).minutes
     if request.minutes and planned_minutes and request.minutes < planned_minutes / 2:
         reporter.warn(
@@ -127,7 +128,7 @@ def identify_run(
         preset=run_label(request),
         fold=request.fold,
         recipe=recipe,
-        base=_as_base(file),
+        base=as_base(file),
         seed=DEFAULT_SEED if request.seed is None else request.seed,
         patience=request.patience,
         plan=plan,
@@ -135,13 +136,6 @@ def identify_run(
         fingerprint=read_json(workspace.fingerprint_file(plan.dataset)),
         provenance=describe(),
     )
-
-
-def _as_base(file: WeightsFile | None) -> BaseWeights:
-    if file is None:
-        return BaseWeights(kind="none")
-    rest = None if file.rest is None else _as_base(file.rest)
-    return BaseWeights(kind=file.kind, file=str(file.path), sha256=file.sha256, rest=rest)
 
 
 def _train(
@@ -308,13 +302,16 @@ def _announce(identity: RunIdentity, inputs: RunInputs, device: str, reporter: R
         f"{len(inputs.cases.train)} cases train, {len(inputs.cases.monitor)} monitor, "
         f"{len(inputs.cases.validation)} validate"
     )
+    tell_what_was_seen(identity.base, identity.dataset, inputs.cases.validation, reporter)
 
 
 def _validate(
     inputs: RunInputs, folder: Path, device: str, request: TrainingRequest, reporter: Reporter
 ) -> EvaluationReport | None:
     """Predict the fold's validation cases from their raw files, exactly as samunet_predict does, and score them."""
+    trained, channels = [*inputs.cases.train, *inputs.cases.monitor], inputs.dataset.description.channels
     if not inputs.cases.validation:
+        write_calibration(folder, inputs.store, trained, channels, reporter=reporter)
         return None
     predictor = Predictor.from_folder(
         folder.parent, folds=[request.fold], checkpoint="final", device=device, mirror=request.mirror
@@ -330,8 +327,9 @@ def _validate(
         )
         prompts = oracle_prompts({c.name: c.label for c in cases if c.label is not None}, oracle).cases
     ending = predictor.plan.file_ending
+    watch = MaskWatch(predictor.plan) if oracle is None else None
     outcomes = predict_cases(
-        predictor, cases, output, ending=ending, reporter=reporter, prompts=prompts, propagate=False
+        predictor, cases, output, ending=ending, reporter=reporter, prompts=prompts, propagate=False, observe=watch
     )
     for error in outcomes.values():
         if error is not None:
@@ -340,4 +338,5 @@ def _validate(
     pairs = [(c.name, c.label, predicted.get(c.name)) for c in cases if c.label is not None]
     report = evaluate(pairs, labels=predictor.plan.label_spec, reporter=reporter)
     save_evaluation(report, output)
+    write_calibration(folder, inputs.store, trained, channels, watch=watch, report=report, reporter=reporter)
     return report

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from samunet.artifacts.dataset import Case, RawDataset
-from samunet.artifacts.method import Method, summarise
 from samunet.artifacts.plan import Plan, ResolvedRecipe, load_plan
+from samunet.artifacts.subset import Subset
 from samunet.artifacts.workspace import Workspace, fold_folder
-from samunet.core.errors import StoreError, UsageError
+from samunet.core.config import parse_schema
+from samunet.core.errors import UsageError
 from samunet.core.files import read_json
+from samunet.core.log import Reporter
 from samunet.datasets.raw import load_raw_dataset
-from samunet.datasets.splits import cases_of_fold, load_or_make_splits, monitor_subset
+from samunet.datasets.splits import Split, cases_of_fold, load_or_make_splits, monitor_subset
 from samunet.models.device import usable_precision
 from samunet.models.weights import AUTO
 from samunet.pipeline.methods import chosen_kind, default_configuration, method_recipe, run_label
-from samunet.planners.method_recipes import with_changes
+from samunet.pipeline.stores import check_planned_around, open_store
+from samunet.pipeline.subsets import check_subset, choose_subset, recipe_for_subset, subset_tag
 from samunet.planners.presets import AUTO as AUTO_PRESET
-from samunet.preprocessing.store import CaseStore
 from samunet.training.checkpointing import RunIdentity, checkpoint_file
 
 CASES_FILE = "cases.json"
@@ -56,6 +58,9 @@ class TrainingRequest:
         mirror: Average mirrored views in the final validation.
         augment: Whether to augment.
         cache_embeddings: Compute a frozen encoder's embeddings once.
+        num_cases: Train on so many of the fold's training cases, drawn once.
+        cases: Train on these of them.
+        subset_seed: Of that draw (12345).
     """
 
     dataset: str
@@ -83,6 +88,9 @@ class TrainingRequest:
     mirror: bool = True
     augment: bool = True
     cache_embeddings: bool = False
+    num_cases: int | None = None
+    cases: tuple[str, ...] | None = None
+    subset_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,15 +101,26 @@ class RunCases:
         train: Cases that are trained on.
         monitor: Training cases set aside for early stopping and ``best``.
         validation: Cases of the fold.
+        subset: What the first two are limited to; None for all training cases of the fold.
     """
 
     train: tuple[str, ...]
     monitor: tuple[str, ...]
     validation: tuple[str, ...]
+    subset: Subset | None = None
 
-    def to_json(self) -> dict[str, list[str]]:
+    def to_json(self) -> dict[str, Any]:
         """As written into the run's folder."""
-        return {"train": list(self.train), "monitor": list(self.monitor), "validation": list(self.validation)}
+        parts = {"train": list(self.train), "monitor": list(self.monitor), "validation": list(self.validation)}
+        return parts if self.subset is None else parts | {"subset": self.subset.model_dump(mode="json")}
+
+    @classmethod
+    def read(cls, file: Path) -> RunCases:
+        """As read back from there."""
+        content = read_json(file)
+        subset = content.pop("subset", None)
+        parts = {part: tuple(names) for part, names in content.items()}
+        return cls(**parts, subset=None if subset is None else parse_schema(Subset, subset, file=file))
 
 
 @dataclass(frozen=True)
@@ -149,7 +168,7 @@ def planned(request: TrainingRequest, workspace: Workspace) -> tuple[Plan, str]:
         raise UsageError("this dataset has no plan", file=plan_file, todo=f"samunet_plan_and_preprocess -d {name}")
     plan = load_plan(plan_file)
     configuration = request.configuration or default_configuration(request, plan)
-    plan.configuration(configuration)
+    check_planned_around(plan, configuration)
     return plan, configuration
 
 
@@ -180,53 +199,70 @@ def read_inputs(request: TrainingRequest, identity: RunIdentity, folder: Path, w
     """The data of a run: drawn anew for a fresh one, as recorded for one that is continued or validated.
 
     Raises:
-        StoreError: If there is no store of the run's plan, or it lacks cases.
+        StoreError: If there is no store of the run's plan, it lacks cases, or their images have changed.
         UsageError: If the fold does not exist.
     """
     dataset = load_raw_dataset(workspace.raw_folder(request.dataset))
     recorded = folder / CASES_FILE
     if (request.resume or request.validate_only) and recorded.is_file():
-        cases = RunCases(**{part: tuple(names) for part, names in read_json(recorded).items()})
+        cases = RunCases.read(recorded)
+        if subset_tag(request) or cases.subset is not None:
+            check_subset(cases.subset, _fold(request, identity.plan, dataset, workspace)[1], file=recorded)
     else:
-        cases = _draw_cases(identity, dataset, workspace)
-    plan = identity.plan
-    store = workspace.store_folder(identity.dataset, plan.store_key(identity.configuration))
+        cases = _draw_cases(request, identity, dataset, workspace)
     wanted = {*cases.train, *cases.monitor, *cases.validation}
-    lacking = sorted(wanted - set(CaseStore(store, spec=plan.store_spec(identity.configuration)).names()))
-    if lacking:
-        raise StoreError(
-            "the store lacks cases of this fold",
-            file=store,
-            expected=f"{len(wanted)} cases",
-            found=f"{len(lacking)} are not there, as {', '.join(lacking[:5])}",
-            todo=f"samunet_plan_and_preprocess -d {identity.dataset} -c {identity.configuration}",
-        )
-    return RunInputs(dataset, store, cases)
+    store = open_store(identity.plan, identity.configuration, dataset, workspace, cases=wanted)
+    return RunInputs(dataset, store.folder, cases)
 
 
-def _draw_cases(identity: RunIdentity, dataset: RawDataset, workspace: Workspace) -> RunCases:
-    names = [case.name for case in dataset.training if case.name not in identity.plan.left_out]
-    splits = load_or_make_splits(workspace.splits_file(identity.dataset), names, dataset.groups)
-    split = cases_of_fold(splits, identity.fold, names)
-    monitor = monitor_subset(split.train, dataset.groups, seed=identity.seed)
-    return RunCases(tuple(name for name in split.train if name not in monitor), monitor, split.val)
+def _draw_cases(request: TrainingRequest, identity: RunIdentity, dataset: RawDataset, workspace: Workspace) -> RunCases:
+    split, subset = _fold(request, identity.plan, dataset, workspace)
+    train = split.train if subset is None else subset.cases
+    early_stop = identity.patience is not None
+    monitor = monitor_subset(train, dataset.groups, seed=identity.seed, early_stop=early_stop)
+    return RunCases(tuple(name for name in train if name not in monitor), monitor, split.val, subset)
+
+
+def _fold(
+    request: TrainingRequest, plan: Plan, dataset: RawDataset, workspace: Workspace
+) -> tuple[Split, Subset | None]:
+    """The fold's cases, and the subset of its training cases that is asked for."""
+    names = [case.name for case in dataset.training if case.name not in plan.left_out]
+    splits = load_or_make_splits(workspace.splits_file(plan.dataset), names, dataset.groups)
+    split = cases_of_fold(splits, request.fold, names)
+    return split, choose_subset(request, request.fold, split, dataset.groups, plan.dataset, workspace)
 
 
 def resolve(
-    request: TrainingRequest, plan: Plan, configuration: str, device: str, workspace: Workspace
+    request: TrainingRequest,
+    plan: Plan,
+    configuration: str,
+    device: str,
+    workspace: Workspace,
+    reporter: Reporter | None = None,
 ) -> ResolvedRecipe:
     """The recipe for the method, the weights and the device, with the command line's overrides.
+
+    Args:
+        request: What is asked for.
+        plan: The dataset's plan.
+        configuration: Of the plan.
+        device: Resolved.
+        workspace: Where the fingerprint and splits are.
+        reporter: Told what a subset of the cases changes.
 
     Raises:
         UsageError: If an override has no effect on this recipe.
         ConfigError: If the plan holds no such recipe, or the method does not go with the configuration.
     """
     recipe = method_recipe(request, plan, configuration, device, workspace)
+    if subset_tag(request):
+        _, subset = _fold(request, plan, load_raw_dataset(workspace.raw_folder(request.dataset)), workspace)
+        assert subset is not None
+        recipe = recipe_for_subset(recipe, subset, plan, workspace, published=request.published, reporter=reporter)
     changes: dict[str, Any] = {"precision": usable_precision(recipe, device)}
     if not request.augment:
         changes["augmentation"] = recipe.augmentation.model_copy(update={"enabled": False})
-    if request.rank is not None:
-        changes["method"] = _with_rank(recipe.method, request.rank)
     overrides = {
         "iterations": request.iterations,
         "learning_rate": request.learning_rate,
@@ -246,15 +282,6 @@ def resolve(
     if request.iterations is not None and request.minutes is None:
         changes["minutes"] = None
     return with_length(replace(recipe, **changes), request)
-
-
-def _with_rank(method: Method, rank: int) -> Method:
-    ranked = [i for i, adapter in enumerate(method.encoder.adapters) if hasattr(adapter, "rank")]
-    if not ranked:
-        raise UsageError("--rank has no effect here: this method has no low-rank adapters", found=summarise(method))
-    changes: dict[str, Any] = {f"encoder.adapters.{index}.rank": rank for index in ranked}
-    own = [index for index in ranked if hasattr(method.encoder.adapters[index], "ranks")]
-    return with_changes(method, changes | {f"encoder.adapters.{index}.ranks": None for index in own})
 
 
 def with_length(recipe: ResolvedRecipe, request: TrainingRequest) -> ResolvedRecipe:

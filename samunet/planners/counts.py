@@ -6,14 +6,15 @@ Legend: D token width, r rank, h bottleneck width, L blocks, T mask tokens.
 from __future__ import annotations
 
 from samunet.artifacts.method import Bottleneck, Fact, HighFrequency, Lora, Method, PeftLibrary
-from samunet.artifacts.model_spec import PROMPT_DIM, TOKEN_SIZE, SamSpec
+from samunet.artifacts.model_spec import PROMPT_DIM, SAM_UPSAMPLED, TOKEN_SIZE, SamSpec
 
 _TRANSFORMER = 3_291_264
 _UPSCALER = 73_952
 _PROGRESSIVE_UPSCALER = 76_632
+_PROGRESSIVE_CHANNELS = 8
 _TOKEN = 256
-_HYPERNETWORK = 139_808
-_PROGRESSIVE_HYPERNETWORK = 133_640
+_HYPERNETWORK = 131_584
+_HYPERNETWORK_PER_CHANNEL = 257
 _QUALITY_HEAD = 131_584
 _QUALITY_HEAD_PER_TOKEN = 257
 _NO_MASK = 256
@@ -65,9 +66,14 @@ def bottleneck_parameters(dim: int, ratio: float) -> int:
 def decoder_parameters(method: Method, num_tokens: int) -> int:
     """Parameters of the decoder that train, as this project counts: those that some output depends on."""
     decoder = method.decoder
-    progressive = decoder.upsampler == "progressive"
-    hypernetwork = _PROGRESSIVE_HYPERNETWORK if progressive else _HYPERNETWORK
-    heads = num_tokens * (hypernetwork + _TOKEN) + _TOKEN + (_PROGRESSIVE_UPSCALER if progressive else _UPSCALER)
+    channels = {"sam": SAM_UPSAMPLED[0], "progressive": _PROGRESSIVE_CHANNELS, "side_path": decoder.path_width}
+    upsampler = {
+        "sam": _UPSCALER,
+        "progressive": _PROGRESSIVE_UPSCALER,
+        "side_path": _UPSCALER + _side_path(decoder.path_width, decoder.path_convolutions),
+    }[decoder.upsampler]
+    hypernetwork = _HYPERNETWORK + _HYPERNETWORK_PER_CHANNEL * channels[decoder.upsampler]
+    heads = num_tokens * (hypernetwork + _TOKEN) + _TOKEN + upsampler
     if method.promptable:
         heads += _QUALITY_HEAD + _QUALITY_HEAD_PER_TOKEN * num_tokens
     else:
@@ -79,6 +85,18 @@ def decoder_parameters(method: Method, num_tokens: int) -> int:
         "adapters": heads + _decoder_adapters(method),
         "none": 0,
     }[decoder.train]
+
+
+def _side_path(width: int, convolutions: int) -> int:
+    """The path of the image, what joins it, and the two doublings that SAM does not have."""
+    widths = [width, 2 * width, *SAM_UPSAMPLED]
+
+    def stage(before: int, after: int) -> int:
+        return 9 * after * (before + (convolutions - 1) * after) + 3 * after * convolutions
+
+    path = sum(stage(before, after) for before, after in zip([3, *widths], widths, strict=False))
+    joins = sum(stage(2 * channels, channels) for channels in widths)
+    return path + joins + sum(4 * widths[i + 1] * widths[i] + widths[i] for i in (0, 1))
 
 
 def _decoder_adapters(method: Method) -> int:

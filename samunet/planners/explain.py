@@ -1,110 +1,227 @@
-"""A plan as text: each decision, its value and its reason."""
+"""A plan in words: each decision, its value and reason, the facts it rests on, and what would change it."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from samunet.artifacts.fingerprint import Fingerprint
-from samunet.artifacts.method import summarise, summarise_encoder
-from samunet.artifacts.plan import Decided, Plan, Recipe
+from samunet.artifacts.method import summarise
+from samunet.artifacts.plan import Configuration, Decided, Plan, Recipe
+from samunet.artifacts.probe import NO_PROBES, Probes
+from samunet.core.config import Schema
+from samunet.planners.rests_on import RESTS_ON, measured
 from samunet.planners.rules import FILE_AXES
+from samunet.planners.what_if import GPU_GIB, Place, WhatIfs
+from samunet.planners.words import ranks, short
 
 WIDTH = 118
 _NAME, _VALUE = 20, 26
 _DETAILED = (("sam", "gpu"), ("none", "cpu"))
-_SUMMARY = ("backbone", "trains", "input", "tile", "batch", "steps", "minutes", "rate", "GiB")
+TABLE_HEAD = ("weights", "device", "backbone", "trains", "input", "tile", "batch", "steps", "minutes", "rate", "GiB")
 
 
-def explain(plan: Plan, fingerprint: Fingerprint, *, recipes: Sequence[tuple[str, str]] = _DETAILED) -> str:
-    """What was planned and why, for the recommended configuration.
+@dataclass(frozen=True)
+class Row:
+    """One decision.
 
     Args:
-        plan: The plan.
-        fingerprint: The facts it was made from.
-        recipes: Kinds of weights and device classes whose recipes are explained field by field.
+        name: Field.
+        value: In a few words.
+        reason: Why.
+        rests_on: Names of the facts it rests on.
+        changes: What would change it.
+        by_user: Whether the user decided.
+        by_rule: What the rule says where the user decided; empty where that is not known.
     """
-    chosen = plan.configuration()
-    sections = [_header(plan, fingerprint), _data(plan), _configuration(plan)]
-    sections.append(_table(plan))
-    for weights, device in recipes:
-        recipe = chosen.recipes.get(weights, {}).get(device)  # type: ignore[call-overload]
-        if recipe is not None:
-            sections.append(_recipe(weights, device, recipe))
-    return "\n\n".join(sections)
+
+    name: str
+    value: str
+    reason: str
+    rests_on: tuple[str, ...]
+    changes: tuple[str, ...]
+    by_user: bool
+    by_rule: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Decisions about one thing.
+
+    Args:
+        title: What it is about.
+        rows: Decisions.
+        recipe: Weights and device of a recipe; None of anything else.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    recipe: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class ExplainedConfiguration:
+    """A configuration in words.
+
+    Args:
+        name: Its name.
+        note: Whether it is recommended, and whose it is.
+        table: One row of values per recipe, in the order of TABLE_HEAD.
+        sections: Its own decisions, then each recipe's.
+    """
+
+    name: str
+    note: str
+    table: tuple[tuple[str, ...], ...]
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A plan in words.
+
+    Args:
+        lead: What was planned for what.
+        facts: Names and values of the facts.
+        data: Decisions about the data.
+        configurations: The recommended one first.
+    """
+
+    title: str
+    lead: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    data: Section
+    configurations: tuple[ExplainedConfiguration, ...]
+
+
+def explanation(
+    plan: Plan, fingerprint: Fingerprint, changes: WhatIfs | None = None, probes: Probes = NO_PROBES
+) -> Explanation:
+    """A plan in words.
+
+    Args:
+        plan: With its edits marked.
+        fingerprint: What it was made from.
+        changes: What would change it, by place.
+        probes: Those it was made with.
+    """
+    changes = changes or {}
+    recommended = plan.recommended.value
+    names = sorted(plan.configurations, key=lambda name: name != recommended)
+    return Explanation(
+        title=f"Plan of {plan.dataset}",
+        lead=tuple(_lead(plan, fingerprint)),
+        facts=tuple(measured(plan, fingerprint, probes).items()),
+        data=Section("Data", _rows_of(plan, (), changes)),
+        configurations=tuple(_explained(plan, name, changes) for name in names),
+    )
+
+
+def explain(
+    plan: Plan,
+    fingerprint: Fingerprint,
+    changes: WhatIfs | None = None,
+    *,
+    probes: Probes = NO_PROBES,
+    recipes: Sequence[tuple[str, str]] = _DETAILED,
+) -> str:
+    """What was planned and why as plain text, for the recommended configuration.
+
+    Args:
+        plan: With its edits marked.
+        fingerprint: The facts it was made from.
+        changes: What would change it, by place.
+        probes: Those it was made with.
+        recipes: Kinds of weights and device classes whose recipes are explained field by field, if planned.
+    """
+    made = explanation(plan, fingerprint, changes, probes)
+    chosen = made.configurations[0]
+    shown = [section for section in chosen.sections if section.recipe is None or section.recipe in recipes]
+    parts = [_wrapped([made.title, *made.lead]), _facts_text(made.facts), _text(made.data)]
+    parts += [f"{chosen.name}: {chosen.note}\n" + _table_text(chosen.table), *(_text(section) for section in shown)]
+    return "\n\n".join(parts)
 
 
 def summary(plan: Plan) -> str:
-    """The plan in a few lines: configuration, frame, and one line per recipe."""
+    """The plan in a few lines: configuration, frame, the user's decisions, and one line per recipe."""
     name = plan.recommended.value
     z = FILE_AXES[plan.frame.value.slice_axis]
     spacing = " x ".join(f"{mm:.4g}" for mm in plan.configuration().spacing.value if mm is not None)
     mirrors = ", ".join(plan.mirror_axes.value) or "none"
     head = f"{plan.dataset}: {name}, slices along {z}, {spacing} mm in plane, mirror axes: {mirrors}"
-    return f"{head}\n{_table(plan)}"
+    return f"{head}\n{_table_text(_table(plan.configuration()))}"
 
 
-def _header(plan: Plan, fingerprint: Fingerprint) -> str:
+def _lead(plan: Plan, fingerprint: Fingerprint) -> list[str]:
     axis = plan.frame.value.slice_axis
     cases = fingerprint.cases.values()
     slices = sum(case.shape[axis] for case in cases)
     labelled = sum(case.num_foreground_slices[axis] for case in cases)
     lines = [
-        f"Plan of {plan.dataset}",
         f"{_count(len(fingerprint.cases), 'case')}, {_count(slices, 'slice')} ({labelled} with a structure), "
         f"{_count(len(plan.label_spec.names), 'structure')}, {_count(len(plan.channel_names), 'channel')}",
         f"for {plan.budget.gpu_memory_gib:g} GiB on a GPU, or {plan.budget.cpu_memory_gib:g} GiB and "
         f"{plan.budget.cpu_minutes:g} minutes on a CPU ({plan.budget.reason or 'as given'})",
     ]
-    if plan.left_out:
-        lines.append(f"left out: {', '.join(plan.left_out)}")
-    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="    ") for line in lines)
+    return [*lines, f"left out: {', '.join(plan.left_out)}"] if plan.left_out else lines
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _data(plan: Plan) -> str:
-    frame = plan.frame.value
-    pairs: list[tuple[str, Any, str]] = [
-        ("slices along", f"{FILE_AXES[frame.slice_axis]} of {'-'.join(frame.orientation)}", plan.frame.reason),
-        (
-            "target spacing",
-            " x ".join(f"{v:.4g}" for v in plan.target_spacing.value) + " mm",
-            plan.target_spacing.reason,
-        ),
-        ("normalization", ", ".join(n.scheme for n in plan.normalization.value), plan.normalization.reason),
-        ("mirror axes", ", ".join(plan.mirror_axes.value) or "none", plan.mirror_axes.reason),
+def _explained(plan: Plan, name: str, changes: WhatIfs) -> ExplainedConfiguration:
+    chosen = plan.configurations[name]
+    at = ("configurations", name)
+    sections = [Section(f"Configuration {name}", _rows_of(chosen, at, changes))]
+    sections += [
+        Section(
+            f"Recipe for weights '{weights}' on a {device.upper()}",
+            _rows_of(recipe, (*at, "recipes", weights, device), changes),
+            (weights, device),
+        )
+        for weights, devices in chosen.recipes.items()
+        for device, recipe in devices.items()
     ]
-    return _rows("Data", pairs)
+    note = "recommended" if name == plan.recommended.value else "chosen with -c"
+    if chosen.inherits_from is not None:
+        note += f"; your own, inherits from {chosen.inherits_from}"
+    return ExplainedConfiguration(name, note, _table(chosen), tuple(sections))
 
 
-def _configuration(plan: Plan) -> str:
-    chosen = plan.configuration()
-    pairs: list[tuple[str, Any, str]] = [
-        ("recommended", plan.recommended.value, plan.recommended.reason),
-        (
-            "spacing",
-            " x ".join("own" if v is None else f"{v:.4g}" for v in chosen.spacing.value),
-            chosen.spacing.reason,
-        ),
-        ("channels", chosen.channels.value, chosen.channels.reason),
-        ("tile overlap", chosen.tile_overlap.value, chosen.tile_overlap.reason),
-    ]
-    others = [name for name in plan.configurations if name != plan.recommended.value]
-    if others:
-        pairs.append(("also planned", ", ".join(others), "choose with -c"))
-    return _rows(f"Configuration {plan.recommended.value}", pairs)
+def _rows_of(part: Schema, at: Place, changes: WhatIfs) -> tuple[Row, ...]:
+    """Every decision of a plan, a configuration or a recipe, without those of the parts below."""
+    values = ((name, getattr(part, name)) for name in type(part).model_fields)
+    return tuple(_row(name, value, (*at, name), changes) for name, value in values if isinstance(value, Decided))
 
 
-def _table(plan: Plan) -> str:
-    rows: list[tuple[str, ...]] = [("weights", "device", *_SUMMARY)]
-    for weights, devices in plan.configuration().recipes.items():
-        rows += [(weights, device, *_summarise(recipe)) for device, recipe in devices.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+def _row(name: str, decided: Decided[Any], place: Place, changes: WhatIfs) -> Row:
+    rests_on, otherwise = RESTS_ON[name]
+    found = changes.get(place, ())
+    hardware = f"no GPU of {GPU_GIB[0]} to {GPU_GIB[-1]} GiB changes it" if changes and place[-2:-1] == ("gpu",) else ""
+    if not found:
+        found = (f"{hardware}; {otherwise}",) if hardware and "GPU or CPU memory" in rests_on else (otherwise,)
+    if decided.by_user:
+        found = ('your own: give it back to the rule by deleting its "source" in plans.json',)
+    return Row(
+        name=name,
+        value=short(decided.value),
+        reason="; ".join(filter(None, [decided.reason, ranks(decided.value) if name == "encoder" else ""])),
+        rests_on=tuple(rests_on),
+        changes=found,
+        by_user=decided.by_user,
+        by_rule="" if not decided.by_user or decided.by_rule is None else short(decided.by_rule),
+    )
+
+
+def _table(chosen: Configuration) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (weights, device, *_summarise(recipe))
+        for weights, devices in chosen.recipes.items()
+        for device, recipe in devices.items()
+    )
 
 
 def _summarise(recipe: Recipe) -> tuple[str, ...]:
@@ -123,36 +240,41 @@ def _summarise(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def _recipe(weights: str, device: str, recipe: Recipe) -> str:
-    pairs = []
-    for name in type(recipe).model_fields:
-        decided: Decided[Any] = getattr(recipe, name)
-        pairs.append((name, _short(name, recipe), decided.reason))
-    return _rows(f"Recipe for weights '{weights}' on a {device.upper()}", pairs)
+def _table_text(table: Sequence[tuple[str, ...]]) -> str:
+    rows = [TABLE_HEAD, *table]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(TABLE_HEAD))]
+    return "\n".join("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _short(name: str, recipe: Recipe) -> Any:
-    """A value in a few words."""
-    value = getattr(recipe, name).value
-    if name == "encoder":
-        return summarise_encoder(value)
-    if name in ("depth", "prompts", "fusion", "intensity_map"):
-        return value.kind
-    if name == "decoder":
-        return value.train
-    if name == "loss":
-        return f"{value.cross_entropy:g} CE + {value.dice:g} Dice"
-    return f"{value.kind} {value.power:g}" if name == "decay" else value
+def _wrapped(lines: Sequence[str]) -> str:
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="    ") for line in lines)
 
 
-def _rows(title: str, pairs: Sequence[tuple[str, Any, str]]) -> str:
-    lines = [title]
-    for name, value, reason in pairs:
-        text = ", ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
-        lead = f"  {name.ljust(_NAME)}{text.ljust(_VALUE)} "
-        hanging = " " * (3 + _NAME + _VALUE)
+def _facts_text(facts: Sequence[tuple[str, str]]) -> str:
+    hanging = " " * (3 + _NAME)
+    lines = [
+        textwrap.fill(f"  {name.ljust(_NAME)} {value}", WIDTH, subsequent_indent=hanging)
+        for name, value in facts
+        if name not in ("weights", "device")
+    ]
+    return "\n".join(["Facts", *lines])
+
+
+def _text(section: Section) -> str:
+    lines = [section.title]
+    hanging = " " * (3 + _NAME + _VALUE)
+    for row in section.rows:
+        lead = f"  {row.name.ljust(_NAME)}{row.value.ljust(_VALUE)} "
         if len(lead) > len(hanging):
-            lines.append(lead.rstrip())
+            lines.append(textwrap.fill(lead.rstrip(), WIDTH, subsequent_indent="    "))
             lead = hanging
-        lines.append(textwrap.fill(lead + reason, WIDTH, subsequent_indent=hanging, drop_whitespace=True))
+        lines.append(textwrap.fill(lead + yours(row) + row.reason, WIDTH, subsequent_indent=hanging))
+        lines.append(textwrap.fill(f"{hanging}-> {'; '.join(row.changes)}", WIDTH, subsequent_indent=hanging + "   "))
     return "\n".join(lines)
+
+
+def yours(row: Row) -> str:
+    """A mark on what the user decided."""
+    if not row.by_user:
+        return ""
+    return f"[yours; by rule {row.by_rule}] " if row.by_rule else "[yours] "

@@ -1,98 +1,84 @@
-"""A first model of training memory: parameters, gradients, optimizer state, saved activations, temporaries.
+"""Peak memory of a training step: weights and what belongs to them, saved activations, temporaries.
 
-Counts follow the modules of segment-anything and TinyViT: what autograd keeps of one block was counted once with
-saved-tensor hooks and is written here as a formula of tokens and widths. Legend: S input side, N tokens, D width,
-T mask tokens, V tile side in voxels.
+The peak is the largest of three moments: the end of the forward pass with the loss, the first block of the backward
+pass with the encoder still whole, and the optimizer's update. What each part keeps follows from its operations, see
+:mod:`samunet.planners.activations`; ``python -m benchmarks.memory`` compares the sum with counted steps.
+
+Legend: S input side, T mask tokens, V tile side in voxels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from dataclasses import replace
 from itertools import pairwise
 
 from samunet.artifacts.method import Method
-from samunet.artifacts.model_spec import PROMPT_DIM, TOKEN_SIZE, WINDOW_TOKENS, SamSpec
+from samunet.artifacts.model_spec import MOST_UNET_CHANNELS, PROMPT_DIM, SAM_UPSAMPLED, TOKEN_SIZE, SamSpec
+from samunet.planners.activations import embedding_bytes, encoder_parts, stem_bytes
 from samunet.planners.counts import (
     block_dims,
     chosen_blocks,
     decoder_parameters,
     encoder_adapter_parameters,
 )
+from samunet.planners.load import Load as Load
 
 GIB = 1 << 30
-_SAVED_PER_BLOCK = 17
-_SAVED_PER_TINY_BLOCK = 20
-_SAVED_CONV_STEM = 2.0
-_SAVED_CONV_BLOCK = 1.62
-_DECODER_PARAMETERS = 3_500_000
-_DECODER_PARAMETERS_PER_TOKEN = 140_000
-_DECODER_SAVED_PER_PIXEL = 26.0
-_DECODER_SAVED_PER_PIXEL_TOKEN = 0.43
-_LOSS_COPIES = 6
-_UNET_STAGES = 5
-_UNET_SAVED_PER_PIXEL = 16.0
-_SCORE_TEMPORARIES = 2
+# What is no tensor of the step: a GPU's context and libraries, the allocator's rounding and holes.
 _FIXED_BYTES = GIB
-_TRAINED_BYTES_PER_PARAMETER = 16
-_HELD_BYTES_PER_PARAMETER = 4
-_COPY_BYTES_PER_PARAMETER = 2
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is trained at once, as far as memory is concerned.
-
-    Args:
-        spec: The backbone.
-        input_size: Encoder side S in pixels.
-        tile_vox: Side V of the loss's grid in voxels.
-        num_tokens: Mask tokens T.
-        slices: Slices per forward.
-        method: What trains.
-        slab_depth: Slices per slab.
-        checkpointing: Whether blocks keep only their input.
-        precision: "fp32", "bf16" or "fp16" (autocast: weights stay float32).
-        attention: "upstream" keeps score matrices, "folded" none, "folded_global" those of windows.
-    """
-
-    spec: SamSpec
-    input_size: int
-    tile_vox: int
-    num_tokens: int
-    slices: int
-    method: Method
-    slab_depth: int = 1
-    checkpointing: bool = False
-    precision: str = "fp32"
-    attention: str = "upstream"
+_STOCK_PARAMETERS = 3_500_000
+_STOCK_PARAMETERS_PER_TOKEN = 140_000
+# Of a decoder without prompts: what estimates the masks' IoU trains, though no mask depends on it.
+_ESTIMATOR_PARAMETERS = 132_000
+# Float32 copies of what trains: two moments and the moving average always; in the update the gradient, and one more
+# that a GPU's joint update makes.
+_HELD_COPIES, _UPDATE_COPIES = 3, 2
+_WIDE, _NARROW = 4, 2
+# Mask decoder, bytes per pixel of S x S in float32 and under autocast. Heads alone: the upsampler with its channel norm
+# (10 maps of 256 channels at stride 16, which is one number per pixel), keys, values and residuals of two layers (6).
+# What trains in the transformer keeps its inputs beside: all layers 8 more, q and v 4, bottlenecks 2.5.
+_HEADS = (64.0, 43.0)
+_TRANSFORMER = {"full": (32.0, 18.0), "lora": (17.0, 10.5), "adapters": (10.5, 6.0)}
+# Two more steps of upsampling with a norm between: 16 channels at half, 8 at the full resolution.
+_PROGRESSIVE = (170.0, 121.0)
+_PER_TOKEN = (1.12, 1.21)
+_FINE_PER_TOKEN = (4.9, 3.1)
+_DECODER_PASSING = (10.0, 12.5)
+# Logits, their logarithm, the reference, softmax and its products with reference and validity; whole numbers as wide as
+# two of these for the classes, the choice and their histogram.
+_LOSS_COPIES, _LOSS_INDICES = 6, 10
+_BATCH_VOXEL_BYTES = 18
+_IMAGE_BYTES = 12
+_UNET_STAGES = 5
+# Per convolution its result and the norm's; on the way up also what was joined.
+_UNET_FINE_UNITS, _UNET_COARSE_UNITS, _UNET_PASSING_UNITS = 10, 5, 4
 
 
 def training_bytes(load: Load) -> int:
-    """Peak bytes of one training step."""
-    encoder = encoder_parameters(load.spec, load.input_size)
-    stock = _DECODER_PARAMETERS + _DECODER_PARAMETERS_PER_TOKEN * load.num_tokens
-    trained = decoder_parameters(load.method, load.num_tokens) + unet_parameters(load.method)
-    trained += encoder_adapter_parameters(load.method, load.spec, slab_depth=load.slab_depth)
-    held = stock
-    if load.method.encoder.train == "full":
-        trained += encoder
-    else:
-        held += encoder
-    weights = _TRAINED_BYTES_PER_PARAMETER * trained + _HELD_BYTES_PER_PARAMETER * max(0, held - trained)
-    if load.precision != "fp32":
-        weights += _COPY_BYTES_PER_PARAMETER * (encoder + trained)
-    return int(_FIXED_BYTES + weights + load.slices * _bytes_per_slice(load))
+    """Bytes that one training step needs: its tensors, and a fixed share for what is none."""
+    return _FIXED_BYTES + tensor_bytes(load)
+
+
+def tensor_bytes(load: Load) -> int:
+    """Peak bytes of all tensors alive in one training step."""
+    held, trained = _parameters(load)
+    weights = _WIDE * (held + _HELD_COPIES * trained)
+    images = load.slices * (_IMAGE_BYTES * load.input_size**2 + _BATCH_VOXEL_BYTES * load.tile_vox**2)
+    moments = (*_encoder_and_decoder(load), _WIDE * _UPDATE_COPIES * trained)
+    return int(weights + images + max(moments))
 
 
 def memory_gib(load: Load) -> float:
-    """Peak of one training step in GiB, to two decimals."""
+    """What one training step needs in GiB, to two decimals."""
     return round(training_bytes(load) / GIB, 2)
 
 
 def largest_batch(load: Load, *, budget_gib: float, cap: int) -> int:
     """Most slices per forward that fit the budget, at most ``cap``; 0 if not even one fits."""
-    free = budget_gib * GIB - training_bytes(replace(load, slices=0))
-    return max(0, min(cap, int(free // _bytes_per_slice(load))))
+    return bisect_right(
+        range(1, cap + 1), budget_gib * GIB, key=lambda slices: training_bytes(replace(load, slices=slices))
+    )
 
 
 def encoder_parameters(spec: SamSpec, input_size: int) -> int:
@@ -111,74 +97,110 @@ def unet_parameters(method: Method) -> int:
     """Number of parameters of the U-Net that makes the masks, if there is one, up to a few percent."""
     if method.fusion.kind != "unet":
         return 0
-    widths = [min(512, method.fusion.width * 2**i) for i in range(_UNET_STAGES)]
+    widths = _unet_widths(method)
     total = 18 * widths[0] ** 2 + 9 * PROMPT_DIM * widths[-1]
     for fine, coarse in pairwise(widths):
         total += 9 * (fine * coarse + coarse**2) + 4 * fine * coarse + 27 * fine**2
     return int(total)
 
 
-def _bytes_per_slice(load: Load) -> float:
-    activation, score = (4, 4) if load.precision == "fp32" else (3, 6)
-    pixels, tokens = load.input_size**2, load.num_tokens
-    decoder = activation * pixels * (_DECODER_SAVED_PER_PIXEL + _DECODER_SAVED_PER_PIXEL_TOKEN * tokens)
-    if load.method.fusion.kind == "unet":
-        decoder = activation * pixels * _UNET_SAVED_PER_PIXEL * load.method.fusion.width
-    rounds = 1 + load.method.prompts.corrections * load.method.promptable
-    loss = 4 * _LOSS_COPIES * tokens * load.tile_vox**2
-    blocks = _block_elements(load)
-    stem = activation * (_SAVED_CONV_STEM * load.spec.stage_dims[0] * pixels if load.spec.stage_dims else 0)
-    largest = max(activation * plain + (1 + _SCORE_TEMPORARIES) * score * scores for plain, scores, _ in blocks)
-    if load.method.encoder.train == "frozen":
-        return float(rounds * (decoder + loss) + max(largest, stem) / 2)
-    first = first_trained_block(load.method, load.spec)
-    stem = stem if first == 0 else 0
-    trained = blocks[first:]
-    if load.checkpointing:
-        return float(rounds * (decoder + loss) + stem + 4 * sum(entry for _, _, entry in trained) + largest)
-    kept = sum(activation * plain + score * scores for plain, scores, _ in trained)
-    temporaries = _SCORE_TEMPORARIES * score * max(scores for _, scores, _ in trained)
-    return float(rounds * (decoder + loss) + stem + kept + temporaries)
-
-
 def first_trained_block(method: Method, spec: SamSpec) -> int:
     """The first block that gradients reach, counted over the blocks whose activations are kept."""
-    if method.encoder.train == "full" or method.adapter("high_frequency") is not None:
+    if method.encoder.train == "full":
         return 0
     number = len(block_dims(spec))
-    chosen = [chosen_blocks(a.blocks, number) for a in method.encoder.adapters if a.kind != "high_frequency"]
+    chosen = [chosen_blocks(getattr(a, "blocks", None), number) for a in method.encoder.adapters]
     if method.depth.kind != "none":
         chosen.append(chosen_blocks(method.depth.blocks, number))
     first = min(min(blocks) for blocks in chosen)
     convolutional = spec.stage_depths[0] if spec.family == "tiny_vit" else 0
-    return first + convolutional if first or convolutional else 0
+    return first + convolutional
 
 
-def _block_elements(load: Load) -> list[tuple[float, float, float]]:
-    """Per block: saved elements beside the attention scores, scores, and the elements of its input."""
-    spec = load.spec
-    if spec.family == "tiny_vit":
-        return _tiny_elements(spec, load.input_size)
-    side = load.input_size // TOKEN_SIZE
-    tokens = side**2
-    windows = (-(-side // WINDOW_TOKENS)) ** 2
-    windowed = spec.num_heads * windows * WINDOW_TOKENS**4
-    plain = _SAVED_PER_BLOCK * tokens * spec.embed_dim
-    whole = 0 if load.attention != "upstream" else spec.num_heads * tokens**2
-    windowed = 0 if load.attention == "folded" else windowed
-    return [
-        (plain, whole if block in spec.global_blocks else windowed, tokens * spec.embed_dim)
-        for block in range(spec.depth)
-    ]
+def _parameters(load: Load) -> tuple[int, int]:
+    """How many are held, and how many of them train."""
+    method, encoder = load.method, encoder_parameters(load.spec, load.input_size)
+    adapters = encoder_adapter_parameters(method, load.spec, slab_depth=load.slab_depth)
+    unet = unet_parameters(method)
+    held = encoder + adapters + unet + _STOCK_PARAMETERS + _STOCK_PARAMETERS_PER_TOKEN * load.num_tokens
+    trained = adapters + unet + decoder_parameters(method, load.num_tokens)
+    if method.decoder.train != "none" and not method.promptable:
+        trained += _ESTIMATOR_PARAMETERS
+    return held, trained + (encoder if method.encoder.train == "full" else 0)
 
 
-def _tiny_elements(spec: SamSpec, input_size: int) -> list[tuple[float, float, float]]:
-    strides = (4, 8, 16, 16)
-    pixels = input_size**2
-    first = spec.stage_dims[0] * pixels
-    blocks: list[tuple[float, float, float]] = [(_SAVED_CONV_BLOCK * first, 0.0, first / strides[0] ** 2)]
-    blocks *= spec.stage_depths[0]
-    for stage in range(1, len(spec.stage_dims)):
-        entry = spec.stage_dims[stage] * pixels / strides[stage] ** 2
-        blocks += [(_SAVED_PER_TINY_BLOCK * entry, 0.0, entry)] * spec.stage_depths[stage]
-    return blocks
+def _encoder_and_decoder(load: Load) -> tuple[float, float]:
+    """Bytes of activations at the loss, and where the backward pass enters the encoder (frozen: before the decoder)."""
+    decoder, passing = _decoder_bytes(load)
+    copies = _NARROW * _decoder_weights(load) if load.is_half else 0
+    rounds = 1 + load.method.prompts.corrections * load.method.promptable
+    loss = _WIDE * (_LOSS_COPIES * load.num_tokens + _LOSS_INDICES) * load.tile_vox**2
+    decoding = load.slices * (rounds * decoder + loss + passing + embedding_bytes(load)) + copies
+    parts = encoder_parts(load)
+    if load.method.encoder.train == "frozen":
+        return decoding, load.slices * max(part.alone for part in parts)
+    first = first_trained_block(load.method, load.spec)
+    reached = parts[first:]
+    kept = stem_bytes(load, first) + sum(part.entry if load.checkpointing else part.kept for part in reached)
+    passing = max(part.passing + (part.kept if load.checkpointing else 0) for part in reached)
+    kept = load.slices * kept + (_NARROW * _encoder_weights(load, first) if load.is_half else 0)
+    gradients = _WIDE * decoder_parameters(load.method, load.num_tokens) + _WIDE * unet_parameters(load.method)
+    return kept + decoding, kept + gradients + load.slices * passing
+
+
+def _encoder_weights(load: Load, first: int) -> int:
+    """Encoder weights of which a narrow copy is kept until the backward pass."""
+    full, adapters = load.method.encoder.train == "full", 0
+    if load.method.depth.kind == "attention":
+        # The block's own q, k, v and output layers are used twice.
+        number = len(block_dims(load.spec))
+        adapters = sum(4 * block_dims(load.spec)[i] ** 2 for i in chosen_blocks(load.method.depth.blocks, number))
+    adapters += encoder_adapter_parameters(load.method, load.spec, slab_depth=load.slab_depth)
+    whole = encoder_parameters(load.spec, load.input_size)
+    if load.checkpointing and not full:
+        return (whole + adapters) // load.spec.depth
+    reached = (len(encoder_parts(load)) - first) / len(encoder_parts(load))
+    return int(whole * reached) + (0 if full and load.checkpointing else adapters)
+
+
+def _decoder_weights(load: Load) -> int:
+    if load.method.fusion.kind == "unet":
+        return unet_parameters(load.method)
+    return _STOCK_PARAMETERS + _STOCK_PARAMETERS_PER_TOKEN * load.num_tokens
+
+
+def _decoder_bytes(load: Load) -> tuple[float, float]:
+    """Per slice: what the decoder keeps, and what it holds beside that."""
+    pixels, half = load.input_size**2, load.is_half
+    if load.method.fusion.kind == "unet":
+        fine = sum(width / 4**stage for stage, width in enumerate(_unet_widths(load.method)[:-1]))
+        coarse = (_UNET_COARSE_UNITS * _unet_widths(load.method)[-1] + PROMPT_DIM) / TOKEN_SIZE**2
+        kept = _UNET_FINE_UNITS * fine + coarse + load.num_tokens
+        return load.width * pixels * kept, load.width * pixels * _UNET_PASSING_UNITS * load.method.fusion.width
+    decoder, passing = load.method.decoder, _DECODER_PASSING[half]
+    kept = _HEADS[half] + _TRANSFORMER.get(decoder.train, (0.0, 0.0))[half] + _PER_TOKEN[half] * load.num_tokens
+    if decoder.upsampler != "sam":
+        kept += (_FINE_PER_TOKEN[half] - _PER_TOKEN[half]) * load.num_tokens
+    if decoder.upsampler == "progressive":
+        kept += _PROGRESSIVE[half]
+    if decoder.upsampler == "side_path":
+        kept += load.width * _side_path_numbers(load.method)
+        passing = load.width * _UNET_PASSING_UNITS * decoder.path_width
+    return pixels * kept, pixels * passing
+
+
+def _side_path_numbers(method: Method) -> float:
+    """Numbers per pixel of the image that the path and its joins keep.
+
+    Each convolution its result and the norm's, on the way down and in the join; the join also what is joined. The two
+    finest stages also a doubling's result and the sum; at the others these are SAM's own.
+    """
+    width, convolutions = method.decoder.path_width, 4 * method.decoder.path_convolutions
+    channels = (width, 2 * width, *SAM_UPSAMPLED)
+    extra = (4, 4, 2, 2)
+    numbers: float = sum(c * (convolutions + e) / 4**i for i, (c, e) in enumerate(zip(channels, extra, strict=True)))
+    return numbers
+
+
+def _unet_widths(method: Method) -> list[int]:
+    return [min(MOST_UNET_CHANNELS, method.fusion.width * 2**stage) for stage in range(_UNET_STAGES)]

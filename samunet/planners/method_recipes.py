@@ -7,25 +7,30 @@ from dataclasses import replace
 from typing import Any
 
 from samunet.artifacts.fingerprint import Fingerprint
-from samunet.artifacts.method import Method
+from samunet.artifacts.method import Method, faults_with_blocks, faults_with_slabs, faults_with_weights, summarise
+from samunet.artifacts.model_spec import SPECS, get_spec
 from samunet.artifacts.plan import METHOD_PARTS, DeviceClass, Plan, Recipe, WeightsKind
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import parse_schema
-from samunet.core.errors import ConfigError
+from samunet.core.errors import ConfigError, UsageError
+from samunet.planners.edits import Reasoned
 from samunet.planners.planner import facts_of_plan
 from samunet.planners.presets import MEDSAM_CONFIGURATION, Preset
-from samunet.planners.recipes import Reasoned, Wish, automatic, plan_recipe
+from samunet.planners.recipes import Wish, automatic, plan_recipe
 
 
-def with_changes(method: Method, changes: Mapping[str, Any]) -> Method:
+def with_changes(method: Method, changes: Mapping[str, Any], rank: int | None = None) -> Method:
     """A method with single values changed.
 
     Args:
         method: The method.
-        changes: Dotted paths, numbers counting list entries, as "encoder.adapters.0.rank", to JSON values.
+        changes: Dotted paths, numbers counting list entries, as "encoder.adapters.0.rank", to JSON values. A rank that
+            is given holds in all blocks; another kind of depth or adapter starts from that kind's defaults.
+        rank: Of every low-rank adapter of the encoder, in all blocks.
 
     Raises:
         ConfigError: If a path does not exist or the result is not valid.
+        UsageError: If a rank is given and there are no low-rank adapters.
     """
     content = method.model_dump(mode="json")
     for path, value in changes.items():
@@ -36,12 +41,24 @@ def with_changes(method: Method, changes: Mapping[str, Any]) -> Method:
                 place = place[int(key)] if isinstance(place, list) else place[key]
             final = int(last) if isinstance(place, list) else last
             _ = place[final]
-            place[final] = value
         except (KeyError, IndexError, ValueError, TypeError):
             raise ConfigError(
                 "the method has no such choice", found=path, expected=f"a path into {method.model_dump_json()}"
             ) from None
-    return parse_schema(Method, content)
+        if last == "kind" and (parents == ["depth"] or parents[:2] == ["encoder", "adapters"]):
+            place.clear()
+        if last == "rank" and f"{'.'.join(parents)}.ranks" not in changes and "ranks" in place:
+            place["ranks"] = None
+        place[final] = value
+    changed = parse_schema(Method, content)
+    return changed if rank is None else with_changes(changed, _ranks(changed, rank))
+
+
+def _ranks(method: Method, rank: int) -> dict[str, Any]:
+    ranked = [index for index, adapter in enumerate(method.encoder.adapters) if hasattr(adapter, "rank")]
+    if not ranked:
+        raise UsageError("--rank has no effect here: this method has no low-rank adapters", found=summarise(method))
+    return {f"encoder.adapters.{index}.rank": rank for index in ranked}
 
 
 def automatic_recipe(
@@ -53,19 +70,82 @@ def automatic_recipe(
     device: DeviceClass,
     backbone: str,
     changes: Mapping[str, Any],
+    rank: int | None = None,
     probes: Probes = NO_PROBES,
+    from_random: bool = False,
 ) -> Recipe:
-    """The plan's own method on another backbone; arguments as for :func:`preset_recipe` and :func:`make_plan`."""
-    facts = facts_of_plan(plan, fingerprint, probes)
+    """The plan's own method on another backbone, or for weights that were pretrained from random ones.
+
+    Arguments as for :func:`preset_recipe`, :func:`make_plan` and :func:`samunet.planners.recipes.automatic`.
+    """
+    facts = facts_of_plan(plan, fingerprint, probes, configuration=configuration)
     slab_depth = plan.configuration(configuration).slab_depth.value
     wish = automatic(
-        facts, weights, device, configuration=configuration, slab_depth=slab_depth, backbone=(backbone, "given")
+        facts,
+        weights,
+        device,
+        configuration=configuration,
+        slab_depth=slab_depth,
+        backbone=(backbone, "given"),
+        from_random=from_random,
     )
-    method = with_changes(wish.method, changes)
+    method = with_changes(wish.method, changes, rank)
+    check_method(method, weights=weights, backbone=backbone, configuration=configuration, slab_depth=slab_depth)
     parts = {name: (getattr(method, name), reason) for name, (_, reason) in wish.parts.items()}
     intensities = _intensities(plan, configuration, device)
-    wish = replace(wish, parts=parts, intensity_map=intensities)
+    wish = replace(wish, parts=parts, intensity_map=intensities or wish.intensity_map)
     return parse_schema(Recipe, plan_recipe(facts, wish))
+
+
+def changed_recipe(
+    recipe: Recipe,
+    plan: Plan,
+    fingerprint: Fingerprint,
+    *,
+    configuration: str,
+    weights: WeightsKind,
+    device: DeviceClass,
+    changes: Mapping[str, Any],
+    rank: int | None = None,
+    probes: Probes = NO_PROBES,
+) -> Recipe:
+    """A planned recipe with its method changed: what depends on the method is planned anew, all else stays.
+
+    Values that were edited by hand stay too: a rule does not know what they were chosen for.
+
+    Args:
+        recipe: As the plan holds it.
+        plan: The dataset's plan.
+        fingerprint: What the plan was made from.
+        configuration: The recipe's.
+        weights: The recipe's kind.
+        device: The recipe's class.
+        changes: Changes of the method, as :func:`with_changes` takes them.
+        rank: As there.
+        probes: What the plan was made with.
+
+    Raises:
+        ConfigError: If the changed method does not go with the weights, the backbone or the configuration.
+    """
+    facts = facts_of_plan(plan, fingerprint, probes, configuration=configuration)
+    former = recipe.method_parts()
+    method = with_changes(former, changes, rank)
+    slab_depth, backbone = plan.configuration(configuration).slab_depth.value, recipe.backbone.value
+    check_method(method, weights=weights, backbone=backbone, configuration=configuration, slab_depth=slab_depth)
+
+    def planned(chosen: Method, fixed: dict[str, Reasoned]) -> Recipe:
+        parts: dict[str, Reasoned] = {name: (getattr(chosen, name), "given") for name in METHOD_PARTS}
+        intensities = recipe.intensity_map.value, recipe.intensity_map.reason
+        wish = Wish(weights, device, (backbone, recipe.backbone.reason), parts, slab_depth, intensities, fixed)
+        return parse_schema(Recipe, plan_recipe(facts, wish))
+
+    by_rule, names = planned(former, {}), [name for name in Recipe.model_fields if name not in METHOD_PARTS]
+    own = {name: getattr(recipe, name) for name in names}
+    edited = {name: (v.value, v.reason) for name, v in own.items() if v.value != getattr(by_rule, name).value}
+    before, after = planned(former, edited), planned(method, edited)
+    parts = (name for name in METHOD_PARTS if getattr(method, name) != getattr(former, name))
+    moved = (name for name in names if getattr(after, name).value != getattr(before, name).value)
+    return recipe.model_copy(update={name: getattr(after, name) for name in (*parts, *moved)})
 
 
 def preset_recipe(
@@ -78,6 +158,7 @@ def preset_recipe(
     device: DeviceClass,
     backbone: str | None = None,
     changes: Mapping[str, Any] | None = None,
+    rank: int | None = None,
     published: bool = False,
 ) -> Recipe:
     """A preset's recipe for a planned dataset: its method, in a size and schedule that fit facts and budget.
@@ -91,16 +172,23 @@ def preset_recipe(
         device: Class of device.
         backbone: Another image encoder than the published one.
         changes: Changes of the method, as :func:`with_changes` takes them.
+        rank: As there.
         published: Take the published size and schedule instead of the plan's.
 
     Raises:
-        ConfigError: If the method, the weights and the configuration do not go together.
+        ConfigError: If the method, the weights, the backbone and the configuration do not go together.
     """
-    method = with_changes(preset.method, changes or {})
-    chosen = plan.configuration(configuration)
-    slab_depth = chosen.slab_depth.value
-    _check(preset, method, configuration, slab_depth)
-    facts = facts_of_plan(plan, fingerprint)
+    method = with_changes(preset.method, changes or {}, rank)
+    slab_depth = plan.configuration(configuration).slab_depth.value
+    check_method(
+        method,
+        weights=weights,
+        backbone=backbone or preset.backbone,
+        configuration=configuration,
+        slab_depth=slab_depth,
+        preset=preset,
+    )
+    facts = facts_of_plan(plan, fingerprint, configuration=configuration)
     parts: dict[str, Reasoned] = {name: (getattr(method, name), f"preset {preset.name}") for name in METHOD_PARTS}
     wish = Wish(
         weights,
@@ -111,23 +199,66 @@ def preset_recipe(
         intensity_map=_intensities(plan, configuration, device),
         fixed=_published(preset, facts.num_foreground_slices) if published else None,
     )
-    return parse_schema(Recipe, plan_recipe(facts, wish))
+    content = plan_recipe(facts, wish)
+    for name in preset.published.left_to_plan if published else ():
+        content[name]["reason"] += f"; {preset.published.left_because}"
+    return parse_schema(Recipe, content)
 
 
-def _check(preset: Preset, method: Method, configuration: str, slab_depth: int) -> None:
-    if preset.own_intensities and configuration != MEDSAM_CONFIGURATION:
+def check_method(
+    method: Method,
+    *,
+    weights: WeightsKind,
+    backbone: str,
+    configuration: str,
+    slab_depth: int,
+    preset: Preset | None = None,
+) -> None:
+    """Refuse a method that cannot be trained as asked, before anything is planned or loaded.
+
+    Args:
+        method: What is adapted and how.
+        weights: Kind of weights it would start from.
+        backbone: Its image encoder.
+        configuration: Name of the planned configuration.
+        slab_depth: Slices per slab there.
+        preset: Where the method comes from one.
+
+    Raises:
+        ConfigError: With every fault, and what to change.
+    """
+    called = "the plan's own method" if preset is None else f"preset {preset.name}"
+    if preset is not None and preset.own_intensities and configuration != MEDSAM_CONFIGURATION:
         raise ConfigError(
-            f"preset {preset.name} has its own intensities",
-            expected=f"-c {MEDSAM_CONFIGURATION}",
-            found=configuration,
+            f"{called} has its own intensities", expected=f"-c {MEDSAM_CONFIGURATION}", found=configuration
         )
-    if slab_depth > 1 and method.depth.kind == "none":
+    spec = get_spec(backbone)
+    if weights != "none" and weights not in spec.pretrained:
         raise ConfigError(
-            f"preset {preset.name} looks at slices one by one",
-            expected="a configuration without slabs",
-            found=f"{configuration} with slabs of {slab_depth} slices",
-            todo="leave -c out, or choose 2d or 2.5d",
+            f"there are no weights of kind {weights} for {backbone}",
+            expected=f"one of {', '.join(spec.pretrained)}, as --weights KIND:FILE",
+            found=weights,
+            todo=f"give others, or --backbone {_first_backbone(weights)}",
         )
+    if faults_with_slabs(method, slab_depth):
+        raise ConfigError(
+            f"{called} looks at slices one by one" if preset else "slices of a slab would not see each other",
+            expected="a configuration without slabs, or a depth mechanism",
+            found=f"{configuration} with slabs of {slab_depth} slices, and depth.kind none",
+            todo="choose -c 2d or 2.5d, or --set depth.kind=attention with an encoder that trains",
+        )
+    faults = faults_with_weights(method, weights) + faults_with_blocks(method, spec.num_attention_blocks)
+    if faults:
+        raise ConfigError(
+            f"{called} does not go with --weights {weights} on {backbone}",
+            found=summarise(method),
+            todo="; ".join(faults),
+        )
+
+
+def _first_backbone(weights: WeightsKind) -> str:
+    """The first backbone that such weights exist for."""
+    return next(name for name, spec in SPECS.items() if weights in spec.pretrained)
 
 
 def _intensities(plan: Plan, configuration: str, device: DeviceClass) -> Reasoned | None:
@@ -150,9 +281,9 @@ def _published(preset: Preset, num_slices: int) -> dict[str, Reasoned]:
         "weight_decay": schedule.weight_decay,
         "warmup_steps": schedule.warmup_steps,
         "decay": schedule.decay,
-        "loss": schedule.loss,
+        "loss": schedule.loss.model_copy(update={"estimated_iou": 1.0}),
         "iterations": iterations,
         "epochs": schedule.epochs,
         "minutes": None,
     }
-    return {name: (value, reason) for name, value in values.items()}
+    return {name: (value, reason) for name, value in values.items() if name not in schedule.left_to_plan}

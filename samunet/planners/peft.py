@@ -142,6 +142,11 @@ def learning_rate(method: Method, *, weights: WeightsKind, batch: int) -> tuple[
     )
 
 
+def learning_rate_from_random() -> tuple[float, str]:
+    """Peak learning rate for weights that were pretrained from random ones."""
+    return FROM_SCRATCH_RATE, "pretrained from random weights: all of them go on training as fast as random ones"
+
+
 def weight_decay(method: Method) -> tuple[float, str]:
     """AdamW's weight decay."""
     if method.encoder.train == "full":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 from typing import Any, get_args
 
@@ -12,32 +13,48 @@ from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
 from samunet.artifacts.plan import Budget, ChannelNormalization, DeviceClass, Frame, Plan, WeightsKind
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import parse_schema
+from samunet.core.geometry import SpacingTriple
 from samunet.planners import augmentation, rules, sizes
-from samunet.planners.recipes import Facts, automatic, decided, plan_recipe, valued
+from samunet.planners.edited_recipes import plan_edited_recipe
+from samunet.planners.edits import NO_EDITS, ConfigurationEdits, Edits, Reasoned, Settling, root_of
+from samunet.planners.recipes import Facts, automatic
+
+ALONE: Reasoned = (1, "slices are predicted on their own")
 
 
 def make_plan(
-    fingerprint: Fingerprint, description: DatasetDescription, budget: Budget, *, probes: Probes = NO_PROBES
+    fingerprint: Fingerprint,
+    description: DatasetDescription,
+    budget: Budget,
+    *,
+    probes: Probes = NO_PROBES,
+    edits: Edits = NO_EDITS,
 ) -> Plan:
-    """Decide everything about a dataset; the same facts and budget always give the same plan.
+    """Decide everything about a dataset; the same facts, budget and edits always give the same plan.
 
     Args:
         fingerprint: The dataset's facts.
         description: Its dataset.json.
         budget: The hardware to plan for.
         probes: What samunet_probe measured.
+        edits: What the user decided; all else is planned around it.
+
+    Raises:
+        ConfigError: If what the user decided does not go with the rest.
     """
     cases = [fingerprint.cases[name] for name in sorted(fingerprint.cases)]
-    spacing = rules.target_spacing([c.spacing for c in cases], [c.shape_after_crop for c in cases])
-    frame = rules.frame(fingerprint, spacing[0])
-    normalization = rules.normalization(fingerprint)
-    mirror = rules.mirror_axes(fingerprint.mirror_pairs)
-    facts = gather(fingerprint, description, budget, frame[0], spacing[0], normalization[0], mirror[0])
-    facts = replace(facts, probes=probes)
-    axis = frame[0].slice_axis
-    alike = [c for c in cases if c.codes == frame[0].orientation]
-    coherence = rules.mean_coherence(alike)[axis]
-    neighbours = rules.allows_neighbours(len(fingerprint.channel_names), facts.shapes)
+    take = Settling(edits.choices)
+    spacing = take(
+        "target_spacing", rules.target_spacing([c.spacing for c in cases], [c.shape_after_crop for c in cases])
+    )
+    frame = take("frame", rules.frame(fingerprint, spacing))
+    normalization = take("normalization", rules.normalization(fingerprint))
+    mirror = take("mirror_axes", rules.mirror_axes(fingerprint.mirror_pairs))
+    given = _Given(fingerprint, description, budget, probes, frame, spacing, normalization, mirror)
+    coherence = rules.mean_coherence(given.alike)[frame.slice_axis]
+    configurations = _configurations(given, edits)
+    distance = frame.spacing[frame.slice_axis]
+    take("recommended", rules.recommended(coherence, distance, has_neighbours="2.5d" in configurations))
     content = {
         "dataset": fingerprint.dataset,
         "fingerprint_sha256": fingerprint.facts_sha256,
@@ -46,16 +63,68 @@ def make_plan(
         "file_ending": description.file_ending,
         "labels": description.labels,
         "regions_class_order": description.regions_class_order,
-        "frame": decided(frame),
-        "target_spacing": decided(spacing),
-        "normalization": decided(normalization),
-        "mirror_axes": decided(mirror),
-        "configurations": _configurations(facts, frame[0], spacing[0], alike, neighbours=neighbours),
-        "recommended": decided(rules.recommended(coherence, frame[0].spacing[axis], has_neighbours=neighbours)),
+        "configurations": configurations,
         "budget": budget,
         "left_out": fingerprint.left_out,
     }
-    return parse_schema(Plan, content)
+    return parse_schema(Plan, content | take.content)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What all configurations are planned from."""
+
+    fingerprint: Fingerprint
+    description: DatasetDescription
+    budget: Budget
+    probes: Probes
+    frame: Frame
+    spacing: SpacingTriple
+    normalization: Sequence[ChannelNormalization]
+    mirror: Sequence[str]
+
+    @cached_property
+    def cases(self) -> list[CaseFacts]:
+        return [self.fingerprint.cases[name] for name in sorted(self.fingerprint.cases)]
+
+    @cached_property
+    def alike(self) -> list[CaseFacts]:
+        return [case for case in self.cases if case.codes == self.frame.orientation]
+
+    @cached_property
+    def facts(self) -> Facts:
+        return self.facts_at(self.spacing)
+
+    def facts_at(self, spacing: SpacingTriple) -> Facts:
+        facts = gather(
+            self.fingerprint, self.description, self.budget, self.frame, spacing, self.normalization, self.mirror
+        )
+        return replace(facts, probes=self.probes)
+
+    def facts_of(self, spacing: Sequence[float | None], own: Sequence[ChannelNormalization] | None) -> Facts:
+        """The facts in a configuration's spacing (slice, row, column) and with normalization of its own."""
+        in_file = per_file_axis(self.frame, spacing, self.spacing)
+        facts = self.facts if in_file == self.spacing else self.facts_at(in_file)
+        return facts if own is None else replace(facts, normalization=own)
+
+    def slab_depth(self, spacing: Sequence[float | None]) -> Reasoned:
+        """How many slices the slabs of a configuration with this spacing (slice, row, column) have."""
+        in_file = per_file_axis(self.frame, spacing, self.spacing)
+        slice_mm = in_file[self.frame.slice_axis]
+        shapes = [
+            rules.canonical_shapes(self.cases, self.frame, _in_plane(self.frame, in_file), slice_mm=distance)
+            for distance in (None, slice_mm)
+        ]
+        fewer = [min(own, new) for own, new in zip(*shapes, strict=True)]
+        return rules.slab_depth(self.alike, self.frame, fewer, slice_mm)
+
+
+def per_file_axis(frame: Frame, spacing: Sequence[float | None], target: SpacingTriple) -> SpacingTriple:
+    """A configuration's spacing (slice, row, column) by file axis; where slices keep their own, the target's."""
+    axes = [frame.slice_axis, *(axis for axis in range(3) if axis != frame.slice_axis)]
+    found = dict(zip(axes, spacing, strict=True))
+    z, y, x = (target[axis] if found[axis] is None else found[axis] for axis in range(3))
+    return z, y, x  # type: ignore[return-value]
 
 
 def gather(
@@ -114,59 +183,81 @@ def gather(
     )
 
 
-def _configurations(
-    facts: Facts,
-    frame: Frame,
-    spacing: tuple[float, float, float],
-    alike: Sequence[CaseFacts],
-    *,
-    neighbours: bool,
-) -> dict[str, Any]:
-    """Slices, slices with their neighbours, slabs, and slices in MedSAM's own intensities, as far as the data allow."""
-    in_plane = _in_plane(frame, spacing)
-    kept = valued((None, *in_plane), "slices keep each case's own distance; in plane nnU-Net's target spacing")
-    planned = {"2d": _configuration(facts, "2d", kept, 0)}
-    if neighbours:
-        planned["2.5d"] = _configuration(facts, "2.5d", kept, 1)
-    slice_mm = spacing[frame.slice_axis]
-    cases = [facts.fingerprint.cases[name] for name in sorted(facts.fingerprint.cases)]
-    resampled = rules.canonical_shapes(cases, frame, in_plane, slice_mm=slice_mm)
-    fewer = [min(own, new) for own, new in zip(facts.shapes, resampled, strict=True)]
-    depth = rules.slab_depth(alike, frame, fewer, slice_mm)
-    if depth[0] > 1:
-        cubic = valued((slice_mm, *in_plane), "nnU-Net's target spacing along all axes")
-        planned["3d"] = _configuration(facts, "3d", cubic, 1 if neighbours else 0, depth)
-    normalization, reason = rules.medsam_normalization(facts.fingerprint.channel_names)
-    medsam = _configuration(
-        facts, "2d_medsam", kept, 0, weights=("medsam", "sam"), intensity_map=rules.medsam_intensities()
-    )
-    planned["2d_medsam"] = medsam | {"normalization": valued(normalization, reason)}
+@dataclass(frozen=True)
+class _Design:
+    """How a configuration is planned: what the rules say of it, apart from its recipes."""
+
+    spacing: Reasoned
+    context: int = 0
+    in_slabs: bool = False
+    weights: Sequence[WeightsKind] = get_args(WeightsKind)
+    normalization: Reasoned | None = None
+    intensity_map: Reasoned | None = None
+
+
+def _configurations(given: _Given, edits: Edits) -> dict[str, Any]:
+    """Those the data allow, and those that the user added."""
+    designs = _designs(given, edits)
+    planned = {name: _configuration(given, name, design, edits.of(name)) for name, design in designs.items()}
+    for name, own in edits.own.items():
+        root = root_of(name, edits.own)
+        if root in designs:
+            content = _configuration(given, root, designs[root], edits.of(name))
+            planned[name] = {"inherits_from": own.inherits_from, **content}
+        else:
+            planned[name] = own.model_dump() | {"inherits_from": None}
     return planned
 
 
-def _configuration(
-    facts: Facts,
-    name: str,
-    spacing: dict[str, Any],
-    context: int,
-    depth: tuple[int, str] = (1, "slices are predicted on their own"),
-    *,
-    weights: Sequence[WeightsKind] = get_args(WeightsKind),
-    intensity_map: tuple[Any, str] | None = None,
-) -> dict[str, Any]:
-    def recipe(kind: WeightsKind, device: DeviceClass) -> dict[str, Any]:
-        wish = automatic(facts, kind, device, configuration=name, slab_depth=depth[0])
-        return plan_recipe(facts, replace(wish, intensity_map=intensity_map))
+def _designs(given: _Given, edits: Edits) -> dict[str, _Design]:
+    """Slices, slices with their neighbours, slabs, and slices in MedSAM's own intensities, as far as the data allow."""
+    facts, spacing, frame = given.facts, given.spacing, given.frame
+    in_plane = _in_plane(frame, spacing)
+    kept: Reasoned = (None, *in_plane), "slices keep each case's own distance; in plane nnU-Net's target spacing"
+    designs = {"2d": _Design(kept)}
+    neighbours = rules.allows_neighbours(len(given.fingerprint.channel_names), facts.shapes)
+    if neighbours:
+        designs["2.5d"] = _Design(kept, context=1)
+    cubic: Reasoned = (spacing[frame.slice_axis], *in_plane), "nnU-Net's target spacing along all axes"
+    edited = edits.of("3d").choices
+    if "slab_depth" in edited or given.slab_depth(edited["spacing"].value if "spacing" in edited else cubic[0])[0] > 1:
+        designs["3d"] = _Design(cubic, context=1 if neighbours else 0, in_slabs=True)
+    normalization = rules.medsam_normalization(given.fingerprint.channel_names)
+    intensities = rules.medsam_intensities()
+    designs["2d_medsam"] = _Design(kept, 0, False, ("medsam", "sam"), normalization, intensities)
+    return designs
 
-    return {
-        "spacing": spacing,
-        "context_slices": valued(context, "neighbours as channels" if context else "single slices"),
-        "slab_depth": decided(depth),
-        "channels": decided(rules.encoder_channels(len(facts.fingerprint.channel_names), context)),
-        "tile_overlap": valued(sizes.TILE_OVERLAP, "nnU-Net's half, where slices are tiled at all"),
-        "depth_overlap": decided(augmentation.depth_overlap(depth[0])),
-        "recipes": {kind: {device: recipe(kind, device) for device in get_args(DeviceClass)} for kind in weights},
-    }
+
+def _configuration(given: _Given, name: str, design: _Design, edits: ConfigurationEdits) -> dict[str, Any]:
+    """A configuration's content.
+
+    Args:
+        given: What it is planned from.
+        name: Of the rules it follows.
+        design: What they say.
+        edits: What the user decided in it.
+    """
+    take = Settling(edits.choices)
+    spacing = take("spacing", design.spacing)
+    own = edits.choices.get("normalization")
+    if design.normalization is not None:
+        take("normalization", design.normalization)
+    elif own is not None:
+        take("normalization", (given.normalization, "as the plan's"))
+    facts = given.facts_of(spacing, None if own is None else own.value)
+    context = take("context_slices", (design.context, "neighbours as channels" if design.context else "single slices"))
+    depth = take("slab_depth", given.slab_depth(spacing) if design.in_slabs else ALONE)
+    take("channels", rules.encoder_channels(len(given.fingerprint.channel_names), context))
+    take("tile_overlap", (sizes.TILE_OVERLAP, "nnU-Net's half, where slices are tiled at all"))
+    take("depth_overlap", augmentation.depth_overlap(depth))
+
+    def recipe(kind: WeightsKind, device: DeviceClass) -> dict[str, Any]:
+        wish = replace(automatic(facts, kind, device, configuration=name, slab_depth=depth), intensity_map=intensities)
+        return plan_edited_recipe(facts, wish, edits.recipes.get((kind, device), {}))
+
+    intensities = design.intensity_map
+    recipes = {kind: {device: recipe(kind, device) for device in get_args(DeviceClass)} for kind in design.weights}
+    return take.content | {"recipes": recipes}
 
 
 def _in_plane(frame: Frame, spacing: tuple[float, float, float]) -> tuple[float, float]:
@@ -174,21 +265,37 @@ def _in_plane(frame: Frame, spacing: tuple[float, float, float]) -> tuple[float,
     return rows, columns
 
 
-def facts_of_plan(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -> Facts:
-    """What further recipes for a planned dataset are derived from: its facts in the plan's own frame and spacing."""
-    description = DatasetDescription(
-        channel_names={str(index): name for index, name in enumerate(plan.channel_names)},
-        labels=plan.labels,
-        regions_class_order=None if plan.regions_class_order is None else list(plan.regions_class_order),
-        file_ending=plan.file_ending,
-    )
-    facts = gather(
+def facts_of_plan(
+    plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES, *, configuration: str | None = None
+) -> Facts:
+    """What further recipes for a planned dataset are derived from: its facts in the plan's own frame and spacing.
+
+    Args:
+        plan: The plan.
+        fingerprint: What it was made from.
+        probes: Those it was made with.
+        configuration: In whose spacing; None: in the plan's target spacing.
+    """
+    given = _Given(
         fingerprint,
-        description,
+        described(plan),
         plan.budget,
+        probes,
         plan.frame.value,
         plan.target_spacing.value,
         plan.normalization.value,
         plan.mirror_axes.value,
     )
-    return replace(facts, probes=probes)
+    if configuration is None:
+        return given.facts
+    return given.facts_of(plan.configuration(configuration).spacing.value, None)
+
+
+def described(plan: Plan) -> DatasetDescription:
+    """What of dataset.json a plan holds."""
+    return DatasetDescription(
+        channel_names={str(index): name for index, name in enumerate(plan.channel_names)},
+        labels=plan.labels,
+        regions_class_order=None if plan.regions_class_order is None else list(plan.regions_class_order),
+        file_ending=plan.file_ending,
+    )

@@ -7,7 +7,7 @@ unless the published ones are asked for. Where a published code differs from its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samunet.artifacts.method import (
@@ -46,6 +46,8 @@ class Published:
         batch_size: Slices per step over all devices.
         epochs: Passes over the labelled slices.
         loss: Weights of the loss's parts.
+        left_to_plan: Fields that are planned all the same.
+        left_because: Why they are.
     """
 
     input_size: int
@@ -56,6 +58,8 @@ class Published:
     batch_size: int
     epochs: int
     loss: LossWeights = EQUAL
+    left_to_plan: tuple[str, ...] = ()
+    left_because: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,20 @@ _SAMED_H = Published(512, 5e-3, 0.1, 250, Decay(power=7), 24, 300, LossWeights(c
 _MEDSAM = Published(1024, 1e-4, 0.01, 1, _CONSTANT, 160, 100)
 _SAM_ADAPTER = Published(1024, 2e-4, 0.01, 1, Decay(kind="cosine"), 8, 20)
 _MED_SA = Published(1024, 1e-4, 0.0, 1, _CONSTANT, 16, 60)
+_MED_SA_SLICES = replace(_MED_SA, loss=LossWeights(cross_entropy=1.0, dice=0.0))
 _FINETUNE_SAM = Published(1024, 1e-3, 0.1, 200, Decay(), 4, 200)
 _MA_SAM = Published(512, 8e-4, 0.1, 250, Decay(power=7), 120, 300, LossWeights(cross_entropy=0.2, dice=0.8))
-_NNSAM = Published(1024, 1e-2, 3e-5, 1, Decay(), 12, 1000)
+_NNSAM = Published(
+    1024,
+    1e-2,
+    3e-5,
+    1,
+    Decay(),
+    12,
+    1000,
+    left_to_plan=("learning_rate", "weight_decay"),
+    left_because="published: SGD with Nesterov momentum at rate 0.01 and decay 3e-5, which say nothing about AdamW",
+)
 _LORA = EncoderMethod(train="adapters", adapters=(Lora(),))
 _FROZEN = EncoderMethod(train="frozen")
 
@@ -158,7 +173,7 @@ def _med_sa() -> list[Preset]:
                 decoder=DecoderMethod(train="adapters", conditioning=conditioning),
                 prompts=PromptMethod(kind="mixed", corrections=1),
             ),
-            published=_MED_SA,
+            published=_MED_SA if depth else _MED_SA_SLICES,
         )
         for name, summary, depth, conditioning in rows
     ]

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.method import Fusion, Method, PromptMethod
-from samunet.artifacts.model_spec import SIZE_STEP, STOCK_TOKENS, SamSpec, get_spec
-from samunet.artifacts.plan import Budget, ChannelNormalization, Decay, DeviceClass, LossWeights, WeightsKind
+from samunet.artifacts.model_spec import STOCK_TOKENS, SamSpec, get_spec
+from samunet.artifacts.plan import (
+    Budget,
+    ChannelNormalization,
+    Decay,
+    DeviceClass,
+    LossWeights,
+    WeightsKind,
+)
 from samunet.artifacts.probe import NO_PROBES, Probes
+from samunet.core.config import parse_schema
 from samunet.core.geometry import Triple
 from samunet.planners import augmentation, memory, peft, rules, schedule, sizes
 from samunet.planners.attention import attention_kind
+from samunet.planners.edits import Reasoned
 
 BATCH_CAP: dict[DeviceClass, int] = {"gpu": 24, "cpu": 8}
 LEAST_BATCH = 4
 LEAST_BATCH_NORM = 8
 CPU_INPUT_CAP = 448
-Reasoned = tuple[Any, str]
+_PLANNED_AROUND = ("input_size", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class Wish:
         slab_depth: Slices per slab.
         intensity_map: Instead of the one the weights ask for.
         fixed: Values of other fields, each with its reason; "input_size" and "batch_size" are planned around.
+        pinned: Values of other fields that all else is planned around.
     """
 
     weights: WeightsKind
@@ -77,11 +88,18 @@ class Wish:
     slab_depth: int = 1
     intensity_map: Reasoned | None = None
     fixed: dict[str, Reasoned] | None = None
+    pinned: Mapping[str, Reasoned] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def method(self) -> Method:
         """The method of the parts."""
-        return Method(**{name: value for name, (value, _) in self.parts.items()})
+        return parse_schema(Method, {name: value for name, (value, _) in self.parts.items()})
+
+    def given(self, name: str) -> Reasoned | None:
+        """A value that all else is planned around, with its reason; None if the rule decides."""
+        if name not in self.pinned and name in _PLANNED_AROUND:
+            return (self.fixed or {}).get(name)
+        return self.pinned.get(name)
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,7 @@ def automatic(
     configuration: str,
     slab_depth: int = 1,
     backbone: Reasoned | None = None,
+    from_random: bool = False,
 ) -> Wish:
     """What samunet itself chooses for a kind of weights on a class of device.
 
@@ -114,20 +133,26 @@ def automatic(
         configuration: Planned for.
         slab_depth: Slices per slab; more than one brings depth attention.
         backbone: Image encoder, with its reason, instead of samunet's own choice.
+        from_random: Whether the weights were pretrained from random ones: then all of them go on training and images
+            come as they are stored, as there is no knowledge of SAM's to keep.
     """
+    taught: WeightsKind = "none" if from_random else weights
     depth = peft.depth_mechanism(slab_depth)
     backbone = backbone or peft.backbone(weights, device)
     probe = facts.probes.find(configuration=configuration, weights=weights, backbone=backbone[0])
     parts = {
         "encoder": peft.encoder_method(
-            weights, facts.num_foreground_slices, facts.num_structures, depth=depth[0], probe=probe
+            taught, facts.num_foreground_slices, facts.num_structures, depth=depth[0], probe=probe
         ),
         "depth": depth,
-        "decoder": peft.decoder_method(weights),
+        "decoder": peft.decoder_method(taught),
         "prompts": (PromptMethod(), "all structures are found without a prompt"),
         "fusion": (Fusion(), "SAM's own mask decoder"),
     }
-    return Wish(weights, device, backbone, parts, slab_depth)
+    if not from_random:
+        return Wish(weights, device, backbone, parts, slab_depth)
+    rate = {"learning_rate": peft.learning_rate_from_random()}
+    return Wish(weights, device, backbone, parts, slab_depth, _intensities(facts, taught), fixed=rate)
 
 
 def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
@@ -137,14 +162,17 @@ def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
     spec = get_spec(wish.backbone[0])
     fit, size_reason = _fit(facts, wish, spec)
     steps, steps_reason, minutes = _steps(facts, fit, device)
-    iterations, epochs = schedule.epochs(steps, on_cpu=device == "cpu")
+    iterations, epochs, steps = _epochs(wish, steps)
     content = {name: decided(part) for name, part in wish.parts.items()} | {
         "backbone": decided(wish.backbone),
         "input_size": valued(fit.load.input_size, size_reason),
         "tile_vox": valued(fit.load.tile_vox, fit.tile_reason),
         "attention": valued(fit.load.attention, fit.attention_reason),
         "intensity_map": decided(wish.intensity_map or _intensities(facts, wish.weights)),
-        "loss": valued(LossWeights(), "cross-entropy and Dice alike, as nnU-Net"),
+        "loss": valued(
+            LossWeights(estimated_iou=1.0),
+            "cross-entropy and Dice alike, as nnU-Net; the estimate of a mask's IoU trains apart from the masks",
+        ),
         "learning_rate": decided(peft.learning_rate(method, weights=wish.weights, batch=fit.batch)),
         "weight_decay": decided(peft.weight_decay(method)),
         "warmup_steps": decided(schedule.warmup_steps(steps)),
@@ -166,23 +194,23 @@ def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
             memory.memory_gib(fit.load), f"predicted peak; planned for {_memory(facts, device):.1f} GiB"
         ),
     }
-    planned_around = ("input_size", "batch_size")
-    return content | {name: decided(given) for name, given in fixed.items() if name not in planned_around}
+    return content | {name: decided(given) for name, given in fixed.items() if name not in _PLANNED_AROUND}
 
 
 def _fit(facts: Facts, wish: Wish, spec: SamSpec) -> tuple[_Fit, str]:
     """The largest input not above the wanted that fits, and why it is that one."""
     device, minutes = wish.device, facts.budget.cpu_minutes
-    wanted, wanted_reason = sizes.wanted_input(facts.plane)
-    given = (wish.fixed or {}).get("input_size")
+    grid = sizes.grid_of(wish.method)
+    wanted, wanted_reason = sizes.wanted_input(facts.plane, grid)
+    given = wish.given("input_size")
     if given is not None:
         fit = _fit_size(facts, wish, spec, given[0], given[0], must_fit=True)
         assert fit is not None
-        is_free = device == "cpu" and "batch_size" not in (wish.fixed or {})
+        is_free = device == "cpu" and wish.given("batch_size") is None
         return (_fewer_slices(facts, wish, fit) if is_free else fit), given[1]
     limits: list[str] = []
-    for size in sizes.smaller_inputs(wanted):
-        is_smallest = size == SIZE_STEP
+    for size in grid.smaller(wanted):
+        is_smallest = size == grid.smallest
         if device == "cpu" and size > CPU_INPUT_CAP and minutes <= schedule.DEFAULT_CPU_MINUTES:
             limits = [
                 f"{size} px is more than a CPU's {CPU_INPUT_CAP} in up to {schedule.DEFAULT_CPU_MINUTES:g} minutes"
@@ -194,7 +222,7 @@ def _fit(facts: Facts, wish: Wish, spec: SamSpec) -> tuple[_Fit, str]:
             continue
         if device == "gpu":
             break
-        fit = _fewer_slices(facts, wish, fit)
+        fit = fit if wish.given("batch_size") else _fewer_slices(facts, wish, fit)
         steps = _cpu_steps(facts, fit)
         if steps >= schedule.LEAST_CPU_STEPS or is_smallest:
             break
@@ -206,10 +234,12 @@ def _fit(facts: Facts, wish: Wish, spec: SamSpec) -> tuple[_Fit, str]:
 def _fit_size(facts: Facts, wish: Wish, spec: SamSpec, size: int, wanted: int, *, must_fit: bool) -> _Fit | None:
     """Tile, slices per step and fall-backs (checkpointing before accumulation in parts) at one input size."""
     device, depth = wish.device, wish.slab_depth
-    side, tile_reason = sizes.tile(facts.plane, size, wanted=wanted)
-    least = _least_batch(spec, wish.method, depth)
+    side, tile_reason = wish.given("tile_vox") or sizes.tile(
+        facts.plane, size, wanted=wanted, grid=sizes.grid_of(wish.method)
+    )
+    least = least_batch(spec, wish.method, depth)
     batch, reason = _batch(wish, least, sizes.five_percent(facts.shapes, side))
-    attention, attention_reason = attention_kind(spec, size, device)
+    attention, attention_reason = wish.given("attention") or attention_kind(spec, size, device)
     load = memory.Load(
         spec,
         size,
@@ -218,19 +248,20 @@ def _fit_size(facts: Facts, wish: Wish, spec: SamSpec, size: int, wanted: int, *
         batch,
         wish.method,
         slab_depth=depth,
-        precision=_precision(device)[0],
+        precision=(wish.given("precision") or _precision(device))[0],
         attention=attention,
+        checkpointing=(wish.given("checkpointing") or (False, ""))[0],
     )
     budget = _memory(facts, device)
     at_once = memory.largest_batch(load, budget_gib=budget, cap=batch) // depth * depth
-    if at_once < min(batch, least):
+    if at_once < min(batch, least) and not wish.given("checkpointing"):
         load = replace(load, checkpointing=True)
         at_once = memory.largest_batch(load, budget_gib=budget, cap=batch) // depth * depth
     if at_once < (least if _trains_batch_norm(spec, wish.method) else depth) and not must_fit:
         return None
     if at_once == 0:
         reason += f"; even {depth} slice{'s' * (depth > 1)} at once may need more than the {budget:.1f} GiB planned for"
-    parts = math.ceil(batch / max(depth, at_once))
+    parts = (wish.given("accumulation_steps") or (math.ceil(batch / max(depth, at_once)), ""))[0]
     return _Fit(
         replace(load, slices=_at_once(batch, parts, depth)), batch, parts, tile_reason, reason, attention_reason
     )
@@ -239,7 +270,7 @@ def _fit_size(facts: Facts, wish: Wish, spec: SamSpec, size: int, wanted: int, *
 def _batch(wish: Wish, least: int, share: int) -> Reasoned:
     """Slices per step: a multiple of the slab's depth."""
     depth, cap = wish.slab_depth, BATCH_CAP[wish.device]
-    given = (wish.fixed or {}).get("batch_size")
+    given = wish.given("batch_size")
     if given is not None:
         return max(1, round(given[0] / depth)) * depth, given[1]
     batch = max(least, min(cap, share) // depth * depth)
@@ -256,7 +287,7 @@ def _trains_batch_norm(spec: SamSpec, method: Method) -> bool:
     return spec.family == "tiny_vit" and method.encoder.train == "full"
 
 
-def _least_batch(spec: SamSpec, method: Method, depth: int) -> int:
+def least_batch(spec: SamSpec, method: Method, depth: int) -> int:
     """Batch norm that trains needs eight slices for its statistics; all else takes four for a steady gradient."""
     least = LEAST_BATCH_NORM if _trains_batch_norm(spec, method) else LEAST_BATCH
     return math.ceil(least / depth) * depth
@@ -265,7 +296,7 @@ def _least_batch(spec: SamSpec, method: Method, depth: int) -> int:
 def _fewer_slices(facts: Facts, wish: Wish, fit: _Fit) -> _Fit:
     """Halve the slices per step while the CPU minutes hold too few steps."""
     depth = wish.slab_depth
-    least = _least_batch(fit.load.spec, wish.method, depth)
+    least = least_batch(fit.load.spec, wish.method, depth)
     while _cpu_steps(facts, fit) < schedule.LEAST_CPU_STEPS and fit.batch // 2 // depth * depth >= least:
         batch = fit.batch // 2 // depth * depth
         parts = min(fit.parts, batch // depth)
@@ -281,17 +312,32 @@ def _steps(facts: Facts, fit: _Fit, device: DeviceClass) -> tuple[int, str, dict
         return steps, reason, valued(None, "on a GPU the steps decide")
     minutes = facts.budget.cpu_minutes
     steps = max(1, _cpu_steps(facts, fit))
-    rate = schedule.cpu_images_per_second(fit.load.spec, fit.load.input_size, facts.num_tokens)
+    rate = schedule.cpu_images_per_second(
+        fit.load.spec, fit.load.method, fit.load.input_size, facts.num_tokens, batch=fit.batch
+    )
     reason = (
         f"about {steps} steps fit {minutes:g} minutes at an estimated {rate:.1f} slices per second on two CPU threads"
     )
     return steps, reason, valued(minutes, "the CPU budget; the schedule runs on elapsed time")
 
 
+def _epochs(wish: Wish, steps: int) -> tuple[int, int, int]:
+    """Iterations per epoch, epochs and all steps."""
+    iterations, epochs = schedule.epochs(steps, on_cpu=wish.device == "cpu")
+    per_epoch, number = wish.given("iterations"), wish.given("epochs")
+    if per_epoch is not None:
+        iterations, epochs = per_epoch[0], max(1, math.ceil(steps / per_epoch[0]))
+    if number is None:
+        return iterations, epochs, steps
+    return iterations, number[0], iterations * number[0]
+
+
 def _cpu_steps(facts: Facts, fit: _Fit) -> int:
     load = fit.load
     minutes = facts.budget.cpu_minutes
-    return schedule.cpu_steps(load.spec, load.input_size, facts.num_tokens, batch=fit.batch, minutes=minutes)
+    return schedule.cpu_steps(
+        load.spec, load.method, load.input_size, facts.num_tokens, batch=fit.batch, minutes=minutes
+    )
 
 
 def _mirror_views(facts: Facts, wish: Wish, fit: _Fit) -> Reasoned:
@@ -303,7 +349,9 @@ def _mirror_views(facts: Facts, wish: Wish, fit: _Fit) -> Reasoned:
         promptable=wish.method.promptable,
         mirrors=facts.mirrors,
         tiles=round(seen * augmentation.num_tiles(facts.shapes, load.tile_vox, sizes.TILE_OVERLAP)),
-        images_per_second=schedule.cpu_images_per_second(load.spec, load.input_size, facts.num_tokens),
+        images_per_second=schedule.cpu_images_per_second(
+            load.spec, load.method, load.input_size, facts.num_tokens, batch=fit.batch
+        ),
     )
 
 

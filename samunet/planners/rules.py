@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import median
 
 import numpy as np
@@ -111,8 +112,12 @@ def mean_coherence(cases: Sequence[CaseFacts]) -> tuple[float, float, float]:
 
 def axis_operation(case: CaseFacts, chosen: Frame) -> AxisOperation:
     """How a case is turned into the frame."""
-    grid = Geometry.from_spacing(case.shape, case.spacing, directions=code_directions(case.codes))
-    return chosen.operation_for(grid)
+    return _axis_operation(case.shape, case.spacing, case.codes, chosen)
+
+
+@lru_cache(maxsize=4096)
+def _axis_operation(shape: Triple, spacing: SpacingTriple, codes: tuple[str, str, str], chosen: Frame) -> AxisOperation:
+    return chosen.operation_for(Geometry.from_spacing(shape, spacing, directions=code_directions(codes)))
 
 
 def canonical_shapes(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from samunet.artifacts.model_spec import PROMPT_DIM, TOKEN_SIZE, WINDOW_TOKENS, SamSpec
+from samunet.artifacts.method import Method
+from samunet.artifacts.model_spec import MOST_UNET_CHANNELS, PROMPT_DIM, SAM_UPSAMPLED, TOKEN_SIZE, WINDOW_TOKENS, SamSpec
 
 Decision = tuple[float, str]
 
@@ -13,6 +14,9 @@ LEAST_CPU_STEPS = 300
 # Forward GFLOP whose slices are trained per second on two CPU threads: measured 18 to 20 slices/s for vit_t_xs, 5.4
 # for vit_t and 18 for vit_xs at 224 px on two cores of a 2.4 GHz x86 server.
 _CPU_GFLOPS = {"vit": 30.0, "tiny_vit": 15.0}
+_CPU_CONVOLUTION_GFLOPS = 25.0
+# What a step takes whatever its slices: starting the operations of all layers, there and back.
+_STEP_SECONDS = 0.03
 _DECODER_GFLOP = 0.19e9
 _DECODER_GFLOP_PER_TOKEN = 0.007e9
 _FRAMEWORK_SHARE = 0.85
@@ -26,14 +30,47 @@ _WARMUP_SHARE = 0.1
 _AVERAGED_SHARE = 0.03
 
 
-def forward_gflop(spec: SamSpec, input_size: int, num_tokens: int) -> float:
-    """Floating point operations of one forward pass of one slice, in 1e9."""
+def forward_gflop(spec: SamSpec, method: Method, input_size: int, num_tokens: int) -> tuple[float, float]:
+    """Floating point operations of one forward pass of one slice, in 1e9: of SAM, and of convolutions beside it."""
     pixels = input_size**2
     tokens = pixels / TOKEN_SIZE**2
     neck = 2 * tokens * (spec.embed_dim * PROMPT_DIM + 9 * PROMPT_DIM**2)
-    decoder = (_DECODER_GFLOP + _DECODER_GFLOP_PER_TOKEN * num_tokens) * pixels / 224**2
     encoder = _vit_flop(spec, tokens) if spec.family == "vit" else _tiny_flop(spec, pixels)
-    return (encoder + neck + decoder) / 1e9
+    if method.fusion.kind == "unet":
+        return (encoder + neck) / 1e9, unet_flop(method.fusion.width, input_size, num_tokens) / 1e9
+    decoder = (_DECODER_GFLOP + _DECODER_GFLOP_PER_TOKEN * num_tokens) * pixels / 224**2
+    path = 0.0
+    if method.decoder.upsampler == "side_path":
+        path = side_path_flop(method.decoder.path_width, method.decoder.path_convolutions, input_size, num_tokens)
+    return (encoder + neck + decoder) / 1e9, path / 1e9
+
+
+def unet_flop(width: int, input_size: int, num_tokens: int) -> float:
+    """Floating point operations of the U-Net of models.fusion, without norms."""
+    widths = [min(MOST_UNET_CHANNELS, width << stage) for stage in range(5)]
+    pixels = [(input_size / (1 << stage)) ** 2 for stage in range(5)]
+    total = 2.0 * widths[0] * num_tokens * pixels[0]
+    coarsest = PROMPT_DIM + widths[-1]
+    for before, width_, size in zip([3, *widths], widths, pixels, strict=False):
+        total += _stage_flop(before, width_, 2) * size
+    for width_, below, size in zip(widths, [*widths[1:-1], coarsest], pixels, strict=False):
+        total += (2 * below * width_ + _stage_flop(2 * width_, width_, 2)) * size
+    return total
+
+
+def side_path_flop(width: int, convolutions: int, input_size: int, num_tokens: int) -> float:
+    """Floating point operations of the side path and what joins it, beside those of SAM's own decoder."""
+    widths = [width, 2 * width, *SAM_UPSAMPLED]
+    pixels = [(input_size / (1 << stage)) ** 2 for stage in range(4)]
+    total = 2.0 * width * num_tokens * pixels[0]
+    for before, width_, size in zip([3, *widths], widths, pixels, strict=False):
+        total += (_stage_flop(before, width_, convolutions) + _stage_flop(2 * width_, width_, convolutions)) * size
+    return total + sum(2 * widths[stage + 1] * widths[stage] * pixels[stage] for stage in (0, 1))
+
+
+def _stage_flop(before: int, after: int, number: int) -> float:
+    """Per pixel, of 3x3 convolutions."""
+    return 18.0 * (before * after + (number - 1) * after**2)
 
 
 def _vit_flop(spec: SamSpec, tokens: float) -> float:
@@ -52,14 +89,18 @@ def _tiny_flop(spec: SamSpec, pixels: int) -> float:
     return stem + convolutions + sum(24 * dim**2 * depth * pixels / stride**2 for dim, depth, stride in stages)
 
 
-def cpu_images_per_second(spec: SamSpec, input_size: int, num_tokens: int) -> float:
+def cpu_images_per_second(spec: SamSpec, method: Method, input_size: int, num_tokens: int, *, batch: int) -> float:
     """Slices trained per second on two CPU threads (forward, backward and step), estimated from the operations."""
-    return _CPU_GFLOPS[spec.family] / forward_gflop(spec, input_size, num_tokens)
+    sam, convolutions = forward_gflop(spec, method, input_size, num_tokens)
+    seconds = sam / _CPU_GFLOPS[spec.family] + convolutions / _CPU_CONVOLUTION_GFLOPS
+    return 1 / (seconds + _STEP_SECONDS / batch)
 
 
-def cpu_steps(spec: SamSpec, input_size: int, num_tokens: int, *, batch: int, minutes: float) -> int:
+def cpu_steps(
+    spec: SamSpec, method: Method, input_size: int, num_tokens: int, *, batch: int, minutes: float
+) -> int:
     """Optimizer steps that fit the minutes, after the share that loading and validation take."""
-    rate = cpu_images_per_second(spec, input_size, num_tokens)
+    rate = cpu_images_per_second(spec, method, input_size, num_tokens, batch=batch)
     return int(minutes * 60 * _FRAMEWORK_SHARE * rate / batch)
 
 

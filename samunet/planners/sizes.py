@@ -1,7 +1,7 @@
 """Encoder input size and tile: how many voxels a decoder cell may span, and what fits memory and minutes.
 
-A tile of V x V voxels at target spacing is zoomed to S x S encoder pixels; the decoder's grid has S / 4 cells a side,
-so a cell spans 4 V / S voxels.
+A tile of V x V voxels at target spacing is zoomed to S x S encoder pixels; the grid of SAM's decoder has S / 4 cells a
+side, so a cell spans 4 V / S voxels. A side path decodes at every pixel, so a cell spans V / S.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from samunet.artifacts.model_spec import DECODER_STRIDE, SIZE_STEP
+from samunet.artifacts.method import Method
+from samunet.artifacts.model_spec import DECODER_STRIDE, SIZE_STEP, TOKEN_SIZE
 
 SLACK = 1.1
 TILE_SLACK = 1.15
-LARGEST_INPUT = 5 * SIZE_STEP
+_FINE_STEP = 2 * TOKEN_SIZE
 COARSEST_CELL_VOX = 2.0
 CELLS_PER_WIDTH = 8
 UPSAMPLED_BELOW = 0.75
@@ -39,22 +40,53 @@ class InPlane:
     resolution: float
 
 
-def wanted_input(facts: InPlane) -> tuple[int, str]:
-    """Smallest multiple of 224 whose decoder grid is not coarser than the image's detail, with 10 % slack."""
+@dataclass(frozen=True)
+class Grid:
+    """Which input sizes are planned, and how fine masks are decoded.
+
+    Args:
+        stride: Encoder pixels per decoder cell.
+        step: Input sizes are multiples of it.
+        smallest: Smallest input.
+        largest: Largest input.
+    """
+
+    stride: int
+    step: int
+    smallest: int
+    largest: int
+
+    def smaller(self, size: int) -> list[int]:
+        """The size and all smaller ones, largest first."""
+        sizes = list(range(size, self.smallest - 1, -self.step))
+        return sizes if sizes[-1] == self.smallest else [*sizes, self.smallest]
+
+
+SAM_GRID = Grid(DECODER_STRIDE, SIZE_STEP, SIZE_STEP // 2, 5 * SIZE_STEP)
+FINE_GRID = Grid(1, _FINE_STEP, 2 * _FINE_STEP, 16 * _FINE_STEP)
+
+
+def grid_of(method: Method) -> Grid:
+    """The sizes for a method.
+
+    An encoder that starts from pretrained weights wants inputs like those it was trained on, whatever decodes it; one
+    that trains whole beside a side path leaves what is small to the path, so that a pixel per voxel is enough.
+    """
+    fine = method.decoder.upsampler == "side_path" and method.encoder.train == "full"
+    return FINE_GRID if fine else SAM_GRID
+
+
+def wanted_input(facts: InPlane, grid: Grid = SAM_GRID) -> tuple[int, str]:
+    """Smallest size whose decoder grid is not coarser than the image's detail, with 10 % slack."""
     upsampled = facts.resolution < UPSAMPLED_BELOW
     detail = facts.typical_vox * (max(0.5, facts.resolution) if upsampled else 1.0)
-    wanted = max(1, math.ceil(DECODER_STRIDE * detail / SLACK / SIZE_STEP)) * SIZE_STEP
-    size = min(LARGEST_INPUT, wanted)
-    reason = f"typical slices have {facts.typical_vox} voxels a side; a decoder grid of {size // DECODER_STRIDE} cells "
-    reason += "resolves them" if size == wanted else f"is the finest planned ({wanted} px would resolve every voxel)"
+    wanted = max(1, math.ceil(grid.stride * detail / SLACK / grid.step)) * grid.step
+    size = min(grid.largest, max(grid.smallest, wanted))
+    reason = f"typical slices have {facts.typical_vox} voxels a side; a decoder grid of {size // grid.stride} cells "
+    reason += "resolves them" if size >= wanted else f"is the finest planned ({wanted} px would resolve every voxel)"
     if upsampled:
         reason += f"; images carry detail up to {facts.resolution:.2f} of their grid's limit, so fewer cells are enough"
     return size, reason
-
-
-def smaller_inputs(size: int) -> list[int]:
-    """The size and all smaller multiples of 224, largest first."""
-    return list(range(size, 0, -SIZE_STEP))
 
 
 def coarsest_cell(facts: InPlane) -> float:
@@ -62,15 +94,15 @@ def coarsest_cell(facts: InPlane) -> float:
     return min(2 * COARSEST_CELL_VOX, max(COARSEST_CELL_VOX, facts.width_vox / CELLS_PER_WIDTH))
 
 
-def tile(facts: InPlane, input_size: int, *, wanted: int) -> tuple[int, str]:
+def tile(facts: InPlane, input_size: int, *, wanted: int, grid: Grid = SAM_GRID) -> tuple[int, str]:
     """Side in voxels of the square that one input covers.
 
     Whole slices if a decoder cell then spans no more than it may: about one voxel where the input is as large as
     wanted, else what `coarsest_cell` allows. Otherwise typical slices are cut into as few overlapping tiles as bring
     the cell within that limit; only outliers are tiled if typical slices fit.
     """
-    cells = input_size // DECODER_STRIDE
-    limit = TILE_SLACK * (1.0 if input_size >= wanted and wanted < LARGEST_INPUT else coarsest_cell(facts))
+    cells = input_size // grid.stride
+    limit = TILE_SLACK * (1.0 if input_size >= wanted and wanted < grid.largest else coarsest_cell(facts))
     least = math.ceil(input_size * SMALLEST_TILE_SHARE)
     most = int(limit * cells)
     if facts.largest_vox <= most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samunet.artifacts.plan import Plan
-from samunet.artifacts.store import CaseRecord
+from samunet.artifacts.store import CaseRecord, ChannelIntensities
 from samunet.core.errors import DataError
 from samunet.core.labels import LabelSpec
 from samunet.core.volume import Volume
 from samunet.preprocessing.cropping import nonzero_crop
 from samunet.preprocessing.normalization import normalize
 from samunet.preprocessing.resampling import resample_image, resample_labels, resampled_shape, target_spacing
+
+PERCENTILES = (0.5, 50.0, 99.5)
+_SAMPLED_VOXELS = 50_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +68,16 @@ def preprocess_case(
     canonical = operation.apply_geometry(volume.geometry)
     data = operation.apply(volume.data)
     crop = nonzero_crop(data)
-    normalized = normalize(data[(slice(None), *crop.window)], crop.mask, plan.normalization_of(configuration))
+    cropped = data[(slice(None), *crop.window)]
+    normalized = normalize(cropped, crop.mask, plan.normalization_of(configuration))
 
     wanted = plan.configuration(configuration).spacing.value
     shape = resampled_shape(crop.mask.shape, canonical.spacing, wanted)
     resampled = resample_image(normalized, shape, canonical.spacing, wanted)
     reference = None
     if labels is not None:
-        cropped = operation.apply(labels.data)[0][crop.window].astype(np.int16)
-        reference = resample_labels(cropped, shape, canonical.spacing, wanted)
+        cropped_labels = operation.apply(labels.data)[0][crop.window].astype(np.int16)
+        reference = resample_labels(cropped_labels, shape, canonical.spacing, wanted)
     record = CaseRecord(
         name=name,
         file_shape=volume.geometry.shape,
@@ -86,6 +91,7 @@ def preprocess_case(
         store_shape=shape,
         store_spacing=target_spacing(canonical.spacing, wanted),
         source_sha256=source_sha256,
+        intensities=_intensities(cropped, normalized, crop.mask),
         **_occupied_slices(reference, plan.label_spec),
     )
     return PreprocessedCase(resampled, reference, record)
@@ -115,6 +121,24 @@ def _check(volume: Volume, labels: Volume | None, *, num_channels: int, name: st
             found=f"{bad} voxels with NaN or infinity",
             todo="replace them in the file, or leave the case out",
         )
+
+
+def _intensities(
+    raw: NDArray[Any], normalized: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> tuple[ChannelIntensities, ...]:
+    """Percentiles of every channel, of a regular sample of the voxels."""
+    step = max(1, math.ceil((mask.size / _SAMPLED_VOXELS) ** (1 / 3)))
+    sample = (slice(None, None, step),) * 3
+    inside = mask[sample] if mask[sample].any() else np.ones(mask[sample].shape, bool)
+    return tuple(
+        ChannelIntensities(raw=_percentiles(before[sample][inside]), normalized=_percentiles(after[sample][inside]))
+        for before, after in zip(raw, normalized, strict=True)
+    )
+
+
+def _percentiles(values: NDArray[Any]) -> tuple[float, float, float]:
+    low, middle, high = (float(f"{value:.5g}") for value in np.percentile(values.astype(np.float64), PERCENTILES))
+    return low, middle, high
 
 
 def _occupied_slices(labels: NDArray[np.int16] | None, spec: LabelSpec) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from samunet.core.files import atomic_path, sha256_json
 if TYPE_CHECKING:
     from samunet.preprocessing.pipeline import PreprocessedCase
 
-_STORE_FILE = "store.json"
+STORE_FILE = "store.json"
 _COMPRESSION_LEVEL = 1
 
 
@@ -99,7 +99,7 @@ class CaseStore:
 
     def __init__(self, folder: Path, *, spec: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
-        if not (folder / _STORE_FILE).is_file():
+        if not (folder / STORE_FILE).is_file():
             raise StoreError(
                 "there is no preprocessed store", file=folder, todo="run samunet_plan_and_preprocess for this dataset"
             )
@@ -148,10 +148,10 @@ def create_store(folder: Path, spec: Mapping[str, Any]) -> CaseStore:
     Raises:
         StoreError: If the folder holds a store of another plan.
     """
-    if (folder / _STORE_FILE).is_file():
+    if (folder / STORE_FILE).is_file():
         _check_header(folder, spec)
     else:
-        save_schema(StoreHeader(sha256=sha256_json(spec), spec=dict(spec)), folder / _STORE_FILE)
+        save_schema(StoreHeader(sha256=sha256_json(spec), spec=dict(spec)), folder / STORE_FILE)
     return CaseStore(folder)
 
 
@@ -177,7 +177,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _check_header(folder: Path, spec: Mapping[str, Any]) -> None:
-    found, expected = load_schema(StoreHeader, folder / _STORE_FILE), sha256_json(spec)
+    found, expected = load_schema(StoreHeader, folder / STORE_FILE), sha256_json(spec)
     if (found.version, found.sha256) != (STORE_VERSION, expected):
         raise StoreError(
             "the store was made by another plan",

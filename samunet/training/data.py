@@ -25,6 +25,7 @@ from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import ConfigError, SamunetError
 from samunet.core.labels import IGNORE_INDEX, LabelSpec
 from samunet.core.rng import seed_sample
+from samunet.inference.encode import scale_slice
 from samunet.inference.sliding import gather_channels
 from samunet.inference.tta import mirror_axes
 from samunet.preprocessing.slicing import cut_tile, tile_starts
@@ -108,6 +109,7 @@ class SliceDataset(Dataset[Sample]):
         context: Neighbouring slices on each side of every slice that become channels.
         seed: Seed of the run.
         augment: Whether to augment.
+        read_labels: Whether there are labels to read; without them every slice counts, and targets are background.
     """
 
     def __init__(
@@ -120,9 +122,11 @@ class SliceDataset(Dataset[Sample]):
         context: int,
         seed: int,
         augment: bool = True,
+        read_labels: bool = True,
     ) -> None:
         self._store = CaseStore(store_folder)
-        self._records = {name: record for name in cases if (record := self._store.record(name)).valid_slices}
+        self._read_labels = read_labels
+        self._records = {name: record for name in cases if (record := self._record(name)).valid_slices}
         self._labels: LabelSpec = plan.label_spec
         self._mirror = plan.mirror_axes.value
         self._recipe, self._context, self._seed = recipe, context, seed
@@ -161,9 +165,9 @@ class SliceDataset(Dataset[Sample]):
             key: (epoch, index within the epoch).
 
         Returns:
-            image (D, C, V, V) float32 in stored intensities; valid (D, 1, V, V) float32, 0 outside the image;
-            target (D, M, V, V) int16 with IGNORE_INDEX where nothing is known. Slices that a short volume lacks
-            repeat its edge in the image and are outside it in the other two.
+            image (D, C, V, V) float32 in stored intensities, or scaled by slice where the intensity map asks for that;
+            valid (D, 1, V, V) float32, 0 outside the image; target (D, M, V, V) int16 with IGNORE_INDEX where nothing
+            is known. Slices that a short volume lacks repeat its edge in the image and are outside it in the others.
         """
         generator = seed_sample(self._seed, *key)
         choice = choose_slice(self._records, self._recipe.foreground_fraction, generator)
@@ -196,6 +200,14 @@ class SliceDataset(Dataset[Sample]):
         maps = cut_tile(self._maps(case, places, labels), (rows, columns), side, fill=IGNORE_INDEX)
         return _as_sample(cut_tile(image, (rows, columns), side, fill=0), maps)
 
+    def _record(self, case: str) -> CaseRecord:
+        """How a case was made; where no label is read, without what its labels say."""
+        record = self._store.record(case)
+        if self._read_labels:
+            return record
+        every = tuple(range(record.store_shape[0]))
+        return record.model_copy(update={"label_slices": {}, "valid_slices": every})
+
     def _read(self, case: str, places: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """Channels (D, C, H, W) and labels (D, H, W) of a slab; missing slices repeat the edge."""
         opened = self._open.get(case)
@@ -207,7 +219,10 @@ class SliceDataset(Dataset[Sample]):
         # the window ends where the context or the volume does, so edges repeat only at the volume's
         begin, end = max(0, first - self._context), min(num_slices, last + self._context)
         near = opened.data[:, begin:end]
-        image = np.stack([gather_channels(near, int(place) - begin, self._context) for place in inside])
+        slices = (gather_channels(near, int(place) - begin, self._context) for place in inside)
+        image = np.stack([scale_slice(channels, self._recipe.intensity_map) for channels in slices])
+        if not self._read_labels:
+            return image, np.zeros((len(image), *image.shape[-2:]), np.int16)
         return image, opened.labels[first:last][inside - first]
 
     def _maps(self, case: str, places: NDArray[np.int64], labels: NDArray[np.int16]) -> NDArray[np.int16]:

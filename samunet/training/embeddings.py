@@ -38,7 +38,7 @@ def why_not(recipe: ResolvedRecipe, configuration: Configuration, records: Mappi
         return "augmentation changes the images: add --no-augmentation"
     if configuration.channels.value == "projection":
         return "the projection of the channels trains before the encoder"
-    if recipe.method.promptable or recipe.method.fusion.kind != "sam":
+    if recipe.method.promptable or recipe.method.fusion.kind != "sam" or recipe.method.decoder.upsampler == "side_path":
         return "only the mask decoder without prompts reads embeddings alone"
     largest = max((max(record.store_shape[1:]) for record in records.values()), default=0)
     if largest > recipe.tile_vox:
@@ -122,14 +122,15 @@ class EmbeddedSlices(Dataset[Sample]):
 class EmbeddingObjective(SemanticObjective):
     """The semantic loss of a decoder that reads embeddings."""
 
-    def logits(self, model: SegmentationModel, batch: Batch) -> Tensor:
-        """What the decoder says about embeddings.
+    def outputs(self, model: SegmentationModel, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """What the decoder says about embeddings, and the IoU if it estimates that.
 
         Args:
             model: In train mode.
             batch: Embedding (B, 1, E, S/16, S/16), valid and target (B, 1, ., V, V).
         """
-        return model.decode(batch[0].flatten(0, 1))
+        embeddings = batch[0].flatten(0, 1)
+        return model.decode_estimated(embeddings) if model.estimates_iou else (model.decode(embeddings), None)
 
 
 def refuse(reason: str) -> UsageError:

@@ -129,3 +129,57 @@ def segmentation_sums(logits: Tensor, target: Tensor, *, has_regions: bool) -> L
     """What :func:`segmentation_loss` is computed from."""
     sums = region_sums if has_regions else label_sums
     return sums(logits.float(), target)
+
+
+def iou_error_sums(logits: Tensor, target: Tensor, estimated: Tensor, *, has_regions: bool) -> tuple[Tensor, Tensor]:
+    """Squared error of estimated IoUs, added up over structures and slices.
+
+    The truth is the IoU of the mask as it would be written with the reference, per structure and slice, over the
+    voxels that count. Where neither holds the structure there is no IoU to learn; where only one does it is 0. The
+    background is no structure.
+
+    Args:
+        logits: (B, T, H, W); no gradient reaches them.
+        target: As for :func:`segmentation_loss`.
+        estimated: (B, T).
+        has_regions: Kind of labels.
+
+    Returns:
+        () sum of squared errors, () number of structures and slices.
+
+    Source: Kirillov et al., Segment Anything, 2023 (appendix A, mean squared error of the IoU head).
+    """
+    with torch.no_grad():
+        common, either = _region_overlap(logits, target) if has_regions else _label_overlap(logits, target)
+        known = (either > 0).float()
+        truth = common / either.clamp(min=1)
+    errors = (estimated.float()[:, -truth.shape[1] :] - truth) ** 2
+    return (errors * known).sum(), known.sum()
+
+
+def mean_error(total: Tensor, number: Tensor) -> Tensor:
+    """Mean of what was added up; 0 of nothing."""
+    return total / number.clamp(min=1)
+
+
+def _label_overlap(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Voxels of intersection and union (B, K) of every class but the background."""
+    indices, chosen = target[:, 0].long(), logits.argmax(1)
+    number, classes = logits.shape[:2]
+    rows = torch.arange(number, device=logits.device).view(-1, 1, 1) * classes
+    valid = indices != IGNORE_INDEX
+
+    def counts(values: Tensor, where: Tensor) -> Tensor:
+        found = torch.bincount((rows + values)[where], minlength=number * classes)
+        return found.view(number, classes)[:, 1:].float()
+
+    common = counts(chosen, valid & (chosen == indices))
+    return common, counts(chosen, valid) + counts(indices, valid) - common
+
+
+def _region_overlap(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Voxels of intersection and union (B, T) of every region."""
+    valid = (target != IGNORE_INDEX).all(1, keepdim=True)
+    chosen, wanted = (logits > 0) & valid, (target > 0) & valid
+    common, either = (part.flatten(2).sum(2).float() for part in (chosen & wanted, chosen | wanted))
+    return common, either

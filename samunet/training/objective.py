@@ -13,7 +13,14 @@ from samunet.artifacts.plan import ResolvedRecipe
 from samunet.inference.encode import to_encoder, to_store
 from samunet.inference.sliding import autocast
 from samunet.models.segmentation import SegmentationModel
-from samunet.training.losses import LossSums, loss_of_sums, segmentation_loss, segmentation_sums
+from samunet.training.losses import (
+    LossSums,
+    iou_error_sums,
+    loss_of_sums,
+    mean_error,
+    segmentation_loss,
+    segmentation_sums,
+)
 
 Batch = tuple[Tensor, ...]
 Sums = tuple[Tensor, ...]
@@ -45,31 +52,43 @@ class SemanticObjective:
         self._recipe, self._has_regions, self._device = recipe, has_regions, device
 
     def loss(self, model: SegmentationModel, batch: Batch) -> Tensor:
-        """Cross-entropy and Dice on the store's grid.
+        """Cross-entropy and Dice on the store's grid, and the error of the IoU that the decoder estimates.
 
         Args:
             model: In train mode.
             batch: Image (B, D, C, V, V), valid (B, D, 1, V, V) and target (B, D, M, V, V).
         """
-        logits, target = self._on_the_store_grid(model, batch)
-        return segmentation_loss(logits, target, has_regions=self._has_regions, weights=self._recipe.loss)
+        logits, estimated, target = self._on_the_store_grid(model, batch)
+        loss = segmentation_loss(logits, target, has_regions=self._has_regions, weights=self._recipe.loss)
+        if estimated is None:
+            return loss
+        error = mean_error(*iou_error_sums(logits, target, estimated, has_regions=self._has_regions))
+        return loss + self._recipe.loss.estimated_iou * error
 
     def sums(self, model: SegmentationModel, batch: Batch) -> Sums:
-        """Cross-entropy, voxels, and per channel intersection and total."""
-        logits, target = self._on_the_store_grid(model, batch)
-        return segmentation_sums(logits, target, has_regions=self._has_regions)
+        """Cross-entropy, voxels, per channel intersection and total; where IoU is estimated, its errors and masks."""
+        logits, estimated, target = self._on_the_store_grid(model, batch)
+        sums: Sums = segmentation_sums(logits, target, has_regions=self._has_regions)
+        if estimated is None:
+            return sums
+        return (*sums, *iou_error_sums(logits, target, estimated, has_regions=self._has_regions))
 
     def loss_of(self, sums: Sums) -> Tensor:
-        """Cross-entropy and Dice of their sums."""
-        return loss_of_sums(LossSums(*sums), self._recipe.loss)
+        """Cross-entropy and Dice of their sums, and the mean error of the estimated IoU."""
+        parts = len(LossSums._fields)
+        loss = loss_of_sums(LossSums(*sums[:parts]), self._recipe.loss)
+        if len(sums) == parts:
+            return loss
+        return loss + self._recipe.loss.estimated_iou * mean_error(*sums[parts:])
 
-    def logits(self, model: SegmentationModel, batch: Batch) -> Tensor:
-        """What the model says about a batch: (B * D, T, s, s) on a grid of its own."""
+    def outputs(self, model: SegmentationModel, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """What the model says about a batch: (B * D, T, s, s) on a grid of its own, and IoU (B * D, T) if estimated."""
         image, valid = (part.flatten(0, 1) for part in batch[:2])
-        return model(to_encoder(image, valid, self._recipe), depth=batch[0].shape[1])  # type: ignore[no-any-return]
+        encoded, depth = to_encoder(image, valid, self._recipe), batch[0].shape[1]
+        return model.estimated(encoded, depth=depth)
 
-    def _on_the_store_grid(self, model: SegmentationModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B * D, T, V, V) and targets (B * D, M, V, V)."""
+    def _on_the_store_grid(self, model: SegmentationModel, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logits (B * D, T, V, V), estimated IoU (B * D, T) and targets (B * D, M, V, V)."""
         with autocast(self._device, self._recipe.precision):
-            logits = self.logits(model, batch)
-        return to_store(logits, self._recipe), batch[2].flatten(0, 1)
+            logits, estimated = self.outputs(model, batch)
+        return to_store(logits, self._recipe), estimated, batch[2].flatten(0, 1)

@@ -141,7 +141,9 @@ class Trainer:
         self.average = MovingAverage(model, recipe.ema_decay)
         uses_scaler = recipe.precision == "fp16" and torch.device(settings.device).type == "cuda"
         self.scaler = torch.amp.GradScaler(enabled=uses_scaler)
-        self._trained = [p for p in model.parameters() if p.requires_grad]
+        apart = model.estimator_parameters()
+        # Clipped on its own: the estimate's gradient must not shorten that of the masks.
+        self._clipped = ([p for p in model.parameters() if p.requires_grad and all(p is not q for q in apart)], apart)
         self._ladder = ladder_of(model.train(), recipe)
         self._now = settings.clock
         self._started = self._saved = self._now()
@@ -271,7 +273,8 @@ class Trainer:
         set_learning_rate(self.optimizer, recipe.learning_rate * factor)
         total = self._gradients(next_batch(batches))
         self.scaler.unscale_(self.optimizer)
-        clip_gradients(self._trained, MAX_GRADIENT_NORM)
+        for parameters in self._clipped:
+            clip_gradients(parameters, MAX_GRADIENT_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.average.update()

@@ -10,6 +10,7 @@ from samunet.artifacts.method import faults_of
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
 from samunet.planners.counts import decoder_parameters, encoder_adapter_parameters
 from samunet.planners.presets import PRESETS
+from samunet.planners.rules import MOST_SLAB
 from tests.architecture.source_tree import REPOSITORY
 
 PAGE = (REPOSITORY / "documentation" / "reference" / "methods.md").read_text()
@@ -46,6 +47,6 @@ def test_counts_are_those_of_the_formulas(name: str) -> None:
     encoder, decoder, together = (int(cell.replace(",", "")) for cell in rows("Trained parameters")[name])
     assert encoder + decoder == together
     if preset.method.encoder.train != "full":
-        assert encoder == encoder_adapter_parameters(preset.method, get_spec(preset.backbone))
+        assert encoder == encoder_adapter_parameters(preset.method, get_spec(preset.backbone), slab_depth=MOST_SLAB)
     if preset.method.fusion.kind == "sam":
         assert decoder == decoder_parameters(preset.method, STOCK_TOKENS if preset.method.promptable else NUM_TOKENS)

@@ -38,9 +38,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
-def request(workspace: Workspace, name: str, results: Path, **options: object) -> tuple[TrainingRequest, Workspace]:
+def request(
+    workspace: Workspace, name: str, results: Path, *, backbone: str | None = None, **options: object
+) -> tuple[TrainingRequest, Workspace]:
     preset = PRESETS[name]
-    backbone = SMALL[preset.backbone]
+    backbone = backbone or SMALL[preset.backbone]
     values = {
         "backbone": backbone,
         "weights": f"{preset.weights}:{workspace.raw / f'{backbone}.pth'}",
@@ -56,8 +58,19 @@ def request(workspace: Workspace, name: str, results: Path, **options: object) -
 
 @pytest.mark.parametrize("name", [n for n in PRESETS if not n.startswith("peft_")])
 def test_every_preset_trains_and_predicts(prepared: Workspace, tmp_path: Path, name: str) -> None:
-    """Two steps train exactly the planned number of parameters, the checkpoint is read back and segments a volume."""
-    asked, workspace = request(prepared, name, tmp_path)
+    """Two steps train, the checkpoint is read back and segments a volume."""
+    train_and_predict(prepared, tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["samed", "medsam", "sam_adapter", "med_sa", "ma_sam", "nnsam"])
+def test_methods_published_on_vit_work_on_tiny_vit(prepared: Workspace, tmp_path: Path, name: str) -> None:
+    """One preset per method, on the other family of backbones."""
+    train_and_predict(prepared, tmp_path, name, backbone="vit_t_xs")
+
+
+def train_and_predict(prepared: Workspace, tmp_path: Path, name: str, *, backbone: str | None = None) -> None:
+    """Train two steps, read the checkpoint back, predict a volume with it."""
+    asked, workspace = request(prepared, name, tmp_path, backbone=backbone)
     result = train(asked, workspace, reporter=SilentReporter())
     assert result.report is not None
     assert result.report.complete
@@ -79,4 +92,4 @@ def test_every_preset_trains_and_predicts(prepared: Workspace, tmp_path: Path, n
 def test_variants_of_the_peft_library(prepared: Workspace, tmp_path: Path, name: str) -> None:
     """With the extra installed its variants train and predict like the others."""
     pytest.importorskip("peft", reason="the extra 'peft' is not installed")
-    test_every_preset_trains_and_predicts(prepared, tmp_path, name)
+    train_and_predict(prepared, tmp_path, name)

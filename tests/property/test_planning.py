@@ -11,13 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
-from samunet.artifacts.model_spec import SIZE_STEP
 from samunet.artifacts.plan import DEVICE_CLASSES, Configuration, Plan, resolve_recipe
 from samunet.core.config import parse_schema
 from samunet.inference.sliding import slab_starts
 from samunet.planners.explain import explain, summary
 from samunet.planners.planner import make_plan
 from samunet.planners.rules import canonical_shapes
+from samunet.planners.sizes import SAM_GRID
 from tests import planning_facts as facts
 
 CODES = [("S", "A", "R"), ("I", "P", "L"), ("A", "I", "L"), ("R", "S", "P")]
@@ -77,7 +77,7 @@ def test_a_plan_is_always_valid_and_explained(fingerprint: Fingerprint, gpu: flo
         for weights in configuration.recipes:
             for device in DEVICE_CLASSES:
                 recipe = resolve_recipe(configuration, weights, device)
-                assert recipe.input_size % SIZE_STEP == 0
+                assert recipe.input_size in SAM_GRID.smaller(SAM_GRID.largest)
                 assert recipe.batch_size >= recipe.accumulation_steps >= 1
                 assert recipe.tile_vox >= recipe.input_size // 8
                 assert recipe.warmup_steps <= recipe.iterations * recipe.epochs
@@ -88,7 +88,7 @@ def test_a_plan_is_always_valid_and_explained(fingerprint: Fingerprint, gpu: flo
                 assert recipe.mirror_views in (1, 2, 4)
                 budget = gpu if device == "gpu" else cpu
                 too_little = "may need more" in configuration.recipes[weights][device].batch_size.reason
-                assert recipe.memory_gib <= budget + 0.01 or (too_little and recipe.input_size == SIZE_STEP)
+                assert recipe.memory_gib <= budget + 0.01 or (too_little and recipe.input_size == SAM_GRID.smallest)
                 largest = max(largest, recipe.tile_vox)
                 reasons = [getattr(configuration.recipes[weights][device], name).reason for name in RECIPE_FIELDS]
                 assert all(reasons)

@@ -27,10 +27,17 @@ def predict_all_tokens(prompt_encoder: nn.Module, mask_decoder: nn.Module, embed
 
     Source: Zhang & Liu, SAMed, 2023 (one mask token per class, default prompt embedding).
     """
+    return estimate_all_tokens(prompt_encoder, mask_decoder, embeddings)[0]
+
+
+def estimate_all_tokens(
+    prompt_encoder: nn.Module, mask_decoder: nn.Module, embeddings: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What :func:`predict_all_tokens` gives, and the decoder's estimate (B, T) of each map's IoU."""
     height, width = embeddings.shape[-2:]
     sparse, dense = prompt_encoder(points=None, boxes=None, masks=None)
     positions = dense_positions(prompt_encoder.pe_layer, height, width)  # type: ignore[arg-type]
-    return decode_tokens(mask_decoder, embeddings + dense, positions, sparse.to(dense.dtype))[0]
+    return decode_tokens(mask_decoder, embeddings + dense, positions, sparse.to(dense.dtype))
 
 
 def decode_tokens(mask_decoder: Any, embeddings: Tensor, positions: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:

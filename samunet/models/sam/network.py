@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from samunet.artifacts.model_spec import PROMPT_DIM, TOKEN_SIZE, SamSpec
 from samunet.models.decoders.semantic import predict_all_tokens
+from samunet.models.decoders.side_path import SidePathUpsampler
 from samunet.models.sam import imports
 from samunet.models.sam.encoder import SamEncoder, build_encoder
 
@@ -25,7 +26,7 @@ CLASS_SPECIFIC = (
 UNUSED_HEAD = "mask_decoder.iou_prediction_head."
 PROGRESSIVE_WIDTHS = (64, 32, 16, 8)
 _SHARED_STEPS = 4
-Upsampler = Literal["sam", "progressive"]
+Upsampler = Literal["sam", "progressive", "side_path"]
 NO_MASK_EMBED = "prompt_encoder.no_mask_embed.weight"
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
@@ -38,9 +39,18 @@ class SamNetwork(nn.Module):
         image_size: Input side S in pixels.
         num_tokens: Mask tokens T, at least 1.
         upsampler: As for :func:`build_mask_decoder`.
+        path: As for it.
     """
 
-    def __init__(self, encoder: SamEncoder, *, image_size: int, num_tokens: int, upsampler: Upsampler = "sam") -> None:
+    def __init__(
+        self,
+        encoder: SamEncoder,
+        *,
+        image_size: int,
+        num_tokens: int,
+        upsampler: Upsampler = "sam",
+        path: tuple[int, int] = (16, 1),
+    ) -> None:
         super().__init__()
         grid = image_size // TOKEN_SIZE
         self.image_encoder = encoder
@@ -50,7 +60,7 @@ class SamNetwork(nn.Module):
             input_image_size=(image_size, image_size),
             mask_in_chans=16,
         )
-        self.mask_decoder = build_mask_decoder(num_tokens, upsampler)
+        self.mask_decoder = build_mask_decoder(num_tokens, upsampler, path=path)
 
     def forward(self, images: Tensor) -> Tensor:
         """One map per mask token, without any prompt.
@@ -64,12 +74,14 @@ class SamNetwork(nn.Module):
         return predict_all_tokens(self.prompt_encoder, self.mask_decoder, self.image_encoder(images))
 
 
-def build_mask_decoder(num_tokens: int, upsampler: Upsampler = "sam") -> nn.Module:
+def build_mask_decoder(num_tokens: int, upsampler: Upsampler = "sam", *, path: tuple[int, int] = (16, 1)) -> nn.Module:
     """SAM's mask decoder with random weights.
 
     Args:
         num_tokens: Mask tokens T (stock: 4).
-        upsampler: "sam" doubles the embedding's grid twice, "progressive" four times, to the input's own.
+        upsampler: "sam" doubles the embedding's grid twice, "progressive" and "side_path" four times, to the input's
+            own; "side_path" joins it with convolutions of the image on the way.
+        path: Width and convolutions per stage of that path.
 
     Source: Chen et al., MA-SAM, 2024 (progressive upsampling).
     """
@@ -82,10 +94,18 @@ def build_mask_decoder(num_tokens: int, upsampler: Upsampler = "sam") -> nn.Modu
     )
     if upsampler == "progressive":
         decoder.output_upscaling = _progressive_upsampler()
-        decoder.output_hypernetworks_mlps = nn.ModuleList(
-            imports.mask_decoder.MLP(PROMPT_DIM, PROMPT_DIM, PROGRESSIVE_WIDTHS[-1], 3) for _ in range(num_tokens)
-        )
+        decoder.output_hypernetworks_mlps = _hypernetworks(num_tokens, PROGRESSIVE_WIDTHS[-1])
+    elif upsampler == "side_path":
+        width, convolutions = path
+        own = list(decoder.output_upscaling.children())  # type: ignore[union-attr]
+        decoder.output_upscaling = SidePathUpsampler(own, width=width, convolutions=convolutions)
+        decoder.output_hypernetworks_mlps = _hypernetworks(num_tokens, width)
     return decoder
+
+
+def _hypernetworks(num_tokens: int, width: int) -> nn.ModuleList:
+    """What makes weights of the upsampler's features from each token."""
+    return nn.ModuleList(imports.mask_decoder.MLP(PROMPT_DIM, PROMPT_DIM, width, 3) for _ in range(num_tokens))
 
 
 def fresh_keys(mask_decoder: nn.Module) -> tuple[str, ...]:
@@ -117,7 +137,13 @@ def _progressive_upsampler() -> nn.Sequential:
 
 
 def build_network(
-    spec: SamSpec, *, image_size: int, num_tokens: int, upsampler: Upsampler = "sam", initialise: bool = True
+    spec: SamSpec,
+    *,
+    image_size: int,
+    num_tokens: int,
+    upsampler: Upsampler = "sam",
+    path: tuple[int, int] = (16, 1),
+    initialise: bool = True,
 ) -> SamNetwork:
     """SAM of any size with random weights from torch's current generator.
 
@@ -126,7 +152,8 @@ def build_network(
         image_size: Input side S in pixels.
         num_tokens: Mask tokens T, at least 1.
         upsampler: As for :func:`build_mask_decoder`.
+        path: As for it.
         initialise: Draw the encoder's weights; without it they must be loaded.
     """
     encoder = build_encoder(spec, image_size=image_size, initialise=initialise)
-    return SamNetwork(encoder, image_size=image_size, num_tokens=num_tokens, upsampler=upsampler)
+    return SamNetwork(encoder, image_size=image_size, num_tokens=num_tokens, upsampler=upsampler, path=path)

@@ -34,7 +34,7 @@ RECIPE = ("configurations", "2d", "recipes", "none", "cpu")
         ((*RECIPE, "lerning_rate"), {"value": 1, "reason": ""}, "did you mean 'learning_rate'"),
         ((*RECIPE, "input_size", "value"), 100, "multiple of 16"),
         ((*RECIPE, "backbone", "value"), "vit_x", "vit_b"),
-        ((*RECIPE, "learning_rate", "value"), -1.0, "positive"),
+        ((*RECIPE, "learning_rate", "value"), -1.0, "greater than 0 (found -1.0)"),
         ((*RECIPE, "encoder", "value", "train"), "lora", "'full', 'adapters' or 'frozen'"),
         ((*RECIPE, "encoder", "value", "train"), "frozen", "needs pretrained weights"),
         ((*RECIPE, "encoder", "value", "train"), "adapters", "add to encoder.adapters"),

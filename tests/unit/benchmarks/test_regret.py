@@ -20,6 +20,7 @@ from benchmarks.variants import (
     RANKS,
     Settings,
     install,
+    larger,
     rank_variants,
     scratch_variants,
     settings,
@@ -30,6 +31,7 @@ from samunet.artifacts.workspace import Workspace
 from samunet.core.config import save_schema
 from samunet.core.files import read_json, write_json
 from samunet.planners.planner import make_plan
+from samunet.planners.sizes import FINE_GRID, SAM_GRID, Grid, grid_of
 from tests.planning_facts import budget, case, description, fingerprint
 
 FACTS = fingerprint([case(shape=(30, 120, 120), spacing=(3.0, 1.0, 1.0))] * 6)
@@ -63,15 +65,19 @@ def test_at_most_twelve_others_each_different(plan: Plan) -> None:
     assert {v.configuration for v in made} == {"2d", "2.5d", "3d"}
     assert {v.rate_factor for v in made} == {1 / 3, 1.0, 3.0}
     assert {v.rank for v in made} == {None, *RANKS}
-    planned = plan.configuration().recipes["none"]["cpu"].input_size.value
-    assert {v.input_size for v in made} == {None, smaller(planned), planned + 224}
+    recipe = plan.configuration().recipes["none"]["cpu"]
+    planned, grid = recipe.input_size.value, grid_of(recipe.method_parts())
+    assert {v.input_size for v in made} == {None, smaller(planned, grid), larger(planned, grid)}
     assert len({replace(v, name="") for v in made}) == len(made)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(224, 112), (448, 224), (672, 448), (16, 16)])
-def test_smaller_inputs(size: int, expected: int) -> None:
-    """One step of 224 less, half of the smallest step, and never less than a token."""
-    assert smaller(size) == expected
+@pytest.mark.parametrize(
+    ("grid", "size", "below", "above"),
+    [(SAM_GRID, 224, 112, 448), (SAM_GRID, 672, 448, 1120), (FINE_GRID, 64, 32, 96), (FINE_GRID, 256, 160, 384)],
+)
+def test_other_inputs(grid: Grid, size: int, below: int, above: int) -> None:
+    """About two thirds and one and a half of the planned size, on its grid; below its smallest, half."""
+    assert (smaller(size, grid), larger(size, grid)) == (below, above)
 
 
 def test_the_copy_trains_with_what_was_asked(source: Workspace, tmp_path: Path, plan: Plan) -> None:

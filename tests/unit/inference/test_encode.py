@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from samunet.artifacts.plan import IntensityMap, resolve_recipe
-from samunet.inference.encode import SAM_MEAN, SAM_STD, gaussian_window, map_intensities, to_encoder, to_store, zoom
+from samunet.inference.encode import (
+    SAM_MEAN,
+    SAM_STD,
+    gaussian_window,
+    map_intensities,
+    scale_slice,
+    to_encoder,
+    to_store,
+    zoom,
+)
 from samunet.inference.tta import mirror_axes, mirror_combinations
 from tests.samples import make_plan, make_recipe
 
@@ -32,6 +42,19 @@ def test_unit_map_and_identity():
     unit = map_intensities(image, IntensityMap(kind="unit", lower=(0.0,), upper=(10.0,)))
     assert unit.flatten().tolist() == [0.0, 0.5, 1.0, 1.0]
     assert map_intensities(image, IntensityMap(kind="identity")) is image
+
+
+def test_a_slice_is_scaled_as_a_whole_and_by_channel():
+    """Each channel of a slice ends at 0 and 1, a constant one at 0; what augmentation pushes beyond is clipped."""
+    per_slice = IntensityMap(kind="unit_per_slice")
+    channels = np.stack([np.arange(12.0).reshape(3, 4), -np.arange(12.0).reshape(3, 4), np.full((3, 4), 7.0)])
+    scaled = scale_slice(channels.astype(np.float32), per_slice)
+    assert scaled.dtype == np.float32
+    assert np.allclose(scaled[0], np.arange(12).reshape(3, 4) / 11)
+    assert np.allclose(scaled[1], 1 - scaled[0], atol=1e-6)
+    assert np.all(scaled[2] == 0)
+    assert scale_slice(channels, IntensityMap(kind="identity")) is channels
+    assert map_intensities(torch.tensor([-0.5, 0.25, 3.0]).view(1, 1, 1, 3), per_slice).tolist() == [[[[0, 0.25, 1]]]]
 
 
 def test_what_is_outside_the_image_is_zero_after_the_map():

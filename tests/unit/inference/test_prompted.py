@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.method import DecoderMethod, DepthAttention, PromptMethod
-from samunet.artifacts.plan import ChannelNormalization, Frame, Plan, ResolvedRecipe, strip_reasons
+from samunet.artifacts.plan import ChannelNormalization, Frame, IntensityMap, Plan, ResolvedRecipe, strip_reasons
 from samunet.artifacts.prompts import Prompt
 from samunet.core.config import parse_schema
 from samunet.core.errors import DataError, UsageError
@@ -563,6 +563,27 @@ def test_models_and_prompts_that_do_not_go_together_are_refused():
     with pytest.raises(UsageError, match="what prompts point at") as caught:
         predictor_for(plan_for(), PointedModel()).predict(volume)
     assert "--prompts" in str(caught.value)
+
+
+def test_a_prompted_tile_has_the_extremes_of_its_whole_slice():
+    """Scaled per slice, the tile around a prompt is the same part of the slice between that slice's extremes."""
+    seen: list[Tensor] = []
+
+    class Watched(PointedModel):
+        def encode(self, images: Tensor, *, depth: int = 1) -> Tensor:
+            seen.append(images)
+            return super().encode(images, depth=depth)
+
+    data = np.random.default_rng(0).normal(50, 9, (1, 2, 40, 30)).astype(np.float32)
+    data[0, 1, 39, 29] = 700
+    recipe = recipe_for(plan_for(tile=16, intensity_map=IntensityMap(kind="unit_per_slice")))
+    placed = PlacedObject("ball", {1: ObjectPrompt(box=(2.5, 2.5, 9.5, 9.5))}, extends=False)
+    list(PromptedPredictor([Watched()], recipe, options()).slices(data, [placed], LabelSpec({"ball": (1,)})))
+    (images,) = seen
+    lowest, highest = float(data[0, 1].min()), float(data[0, 1].max())
+    stored = images[0, 0].numpy() * (highest - lowest) + lowest
+    corners = [(row, column) for row in range(25) for column in range(15)]
+    assert any(np.allclose(stored, data[0, 1, r : r + 16, c : c + 16], atol=1e-2) for r, c in corners)
 
 
 def written_images(folder: Path, names: tuple[str, ...]) -> list[Case]:

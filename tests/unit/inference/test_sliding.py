@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from samunet.artifacts.plan import resolve_recipe
+from samunet.artifacts.plan import IntensityMap, resolve_recipe
 from samunet.core.errors import ConfigError
 from samunet.inference import sliding
 from samunet.inference.sliding import SlidingOptions, SlidingPredictor, gather_channels
@@ -33,9 +33,12 @@ class SlabModel(nn.Module):
         return torch.stack([-maps, maps], 1)
 
 
-def make_predictor(*, tile: int, models=None, mirror=(), context: int = 0, batch: int = 4, **slabs) -> SlidingPredictor:
+def make_predictor(
+    *, tile: int, models=None, mirror=(), context: int = 0, batch: int = 4, intensities: str = "identity", **slabs
+) -> SlidingPredictor:
     """A predictor without zoom."""
-    plan = make_plan(recipes={"none": {"cpu": make_recipe(input_size=tile, tile_vox=tile)}})
+    recipe = make_recipe(input_size=tile, tile_vox=tile, intensity_map=IntensityMap(kind=intensities))
+    plan = make_plan(recipes={"none": {"cpu": recipe}})
     recipe = resolve_recipe(plan.configuration("2d"), "none", "cpu")
     options = SlidingOptions(
         context=context, tile_overlap=0.5, mirror_axes=mirror, batch_size=batch, device="cpu", precision="fp32", **slabs
@@ -67,6 +70,17 @@ def test_planned_views_are_the_most_that_are_averaged(most, views):
     logits = predict(data, models=[model], tile=32, mirror=(0, 1), mirror_views=most)
     assert len(model.calls) == views
     assert torch.allclose(logits[1], torch.from_numpy(data[0]) - THRESHOLD, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 24), (2, 9, 50), (2, 10, 12)])
+def test_all_tiles_of_a_slice_share_its_extremes(shape):
+    """Scaled per slice, each voxel's logit is its place between the slice's extremes, whatever tile shows it."""
+    data = np.random.default_rng(0).normal(50, 30, (1, *shape)).astype(np.float32)
+    data[0, 1, 0, 0] = 900
+    lowest, highest = data.min((2, 3), keepdims=True), data.max((2, 3), keepdims=True)
+    logits = predict(data, tile=16, models=[SlabModel()], intensities="unit_per_slice")
+    expected = torch.from_numpy((data - lowest) / (highest - lowest))[0] - THRESHOLD
+    assert torch.allclose(logits[1], expected, atol=1e-4)
 
 
 def test_batches_do_not_matter():

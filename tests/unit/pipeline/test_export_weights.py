@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from samunet.artifacts.method import (
@@ -24,6 +25,7 @@ from samunet.core.errors import ConfigError
 from samunet.models.merged import merge_for_sam
 from samunet.models.peft.state import adapter_parameters
 from samunet.models.segmentation import SegmentationModel
+from samunet.pipeline.export_weights import REGISTRY, how_to_load
 from tests.unit.models.model_helpers import base_file, build, images, recipe
 
 LORA = EncoderMethod(train="adapters", adapters=(Lora(),))
@@ -104,3 +106,17 @@ def test_what_segment_anything_cannot_hold_is_refused(
     chosen = recipe(backbone=backbone, method=method, weights_kind="ssl")
     with pytest.raises(ConfigError, match=words):
         merge_for_sam(trained(tmp_path, method, backbone=backbone), chosen)
+
+
+@pytest.mark.parametrize("backbone", ["vit_b", "vit_l", "vit_h", "vit_xs"])
+@pytest.mark.parametrize("scope", ["whole", "encoder"])
+def test_the_advice_names_only_entries_that_the_registry_has(backbone: str, scope: str) -> None:
+    """A whole SAM is loaded by its registry entry where there is one; else the shape to build is told."""
+    chosen = recipe(backbone=backbone, method=Method(encoder=LORA), weights_kind="ssl", input_size=SAM_SIZE)
+    advice = how_to_load(scope, chosen, "sam.pth")
+    assert set(REGISTRY) == set(sam_model_registry) - {"default"}
+    assert (f"sam_model_registry['{backbone}']" in advice) == (scope == "whole" and backbone in sam_model_registry)
+    if "sam_model_registry" not in advice:
+        spec = get_spec(backbone)
+        assert f"img_size=1024, embed_dim={spec.embed_dim}, depth={spec.depth}, num_heads={spec.num_heads}" in advice
+        assert str(spec.global_blocks) in advice

@@ -17,8 +17,10 @@ from samunet.core.geometry import Geometry
 from samunet.core.log import SilentReporter
 from samunet.core.volume import Volume
 from samunet.imageio import write_image, write_labels
+from samunet.pipeline import explanation as explaining
 from samunet.pipeline import plan as module
-from samunet.pipeline.plan import PREVIOUS_PLAN, VerificationError, plan_and_preprocess
+from samunet.pipeline.plan import VerificationError, plan_and_preprocess
+from samunet.pipeline.replan import PREVIOUS_PLAN
 from samunet.planners import fingerprint as measuring
 from samunet.preprocessing.store import CaseStore
 
@@ -27,7 +29,9 @@ NAME = "Dataset001_Balls"
 
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few voxels, and no planning for other budgets."""
     monkeypatch.setattr(measuring, "NUM_SAMPLES_DATASET", 3000)
+    monkeypatch.setattr(explaining, "what_ifs", lambda *_: {})
 
 
 @pytest.fixture
@@ -65,7 +69,8 @@ def test_everything_is_written(workspace: Workspace) -> None:
     result, _ = run(workspace)
     files = {path.name for path in result.folder.iterdir()}
     stores = {path.name: path for path in result.stores}
-    assert files == {"dataset_fingerprint.json", "plans.json", "dataset.json", "splits_final.json", *stores}
+    plans = {"plans.json", "plans_as_planned.json", "plan.html", "plan.md"}
+    assert files == {"dataset_fingerprint.json", "dataset.json", "splits_final.json", *plans, *stores}
     for name in ("2d", "2.5d", "3d"):
         store = stores[result.plan.store_key(name)]
         assert len(CaseStore(store, spec=result.plan.store_spec(name)).names()) == 6
@@ -87,20 +92,6 @@ def test_a_second_run_reads_no_image(workspace: Workspace, monkeypatch: pytest.M
     second, reporter = run(workspace)
     assert second.plan == first.plan
     assert any("fingerprint kept" in message for message in reporter.messages)
-
-
-def test_an_edited_plan_is_kept(workspace: Workspace) -> None:
-    """Edits survive a second run, also with other hardware (with a warning), until --overwrite-plan."""
-    first, _ = run(workspace)
-    file = workspace.plan_file(NAME)
-    content = json.loads(file.read_text())
-    content["mirror_axes"] = {"value": [], "reason": "mine"}
-    write_json(file, content)
-    assert run(workspace)[0].plan.mirror_axes.reason == "mine"
-    kept, reporter = run(workspace, gpu_memory_gib=40.0)
-    assert kept.plan.mirror_axes.reason == "mine"
-    assert any("--overwrite-plan" in warning for warning in reporter.warnings)
-    assert run(workspace, overwrite_plan=True)[0].plan.mirror_axes == first.plan.mirror_axes
 
 
 def test_an_unedited_plan_follows_the_hardware(workspace: Workspace) -> None:

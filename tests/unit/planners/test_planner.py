@@ -126,7 +126,7 @@ def test_too_little_memory_is_said() -> None:
     """Where nothing fits, the smallest plan is made and its reason warns."""
     found = plan([facts.case()] * 3, gpu=1.0)
     chosen = found.configuration().recipes["sam"]["gpu"]
-    assert chosen.input_size.value == 224
+    assert chosen.input_size.value == 112
     assert chosen.checkpointing.value
     assert "may need more" in chosen.batch_size.reason
 

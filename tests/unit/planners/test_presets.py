@@ -13,7 +13,18 @@ from samunet.planners.presets import PRESETS, get_preset
 from tests import planning_facts as facts
 
 FINGERPRINT = facts.fingerprint([facts.case()] * 6)
-ROWS = ("sam_decoder", "sam_zero_shot", "medsam", "sam_adapter", "samed", "samed_s", "samed_h", "med_sa", "ma_sam", "nnsam")
+ROWS = (
+    "sam_decoder",
+    "sam_zero_shot",
+    "medsam",
+    "sam_adapter",
+    "samed",
+    "samed_s",
+    "samed_h",
+    "med_sa",
+    "ma_sam",
+    "nnsam",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +53,11 @@ def test_a_preset_keeps_its_method_and_takes_its_size_from_the_plan(plan: Plan, 
     planned, published = recipe(plan, name), recipe(plan, name, published=True)
     assert planned.method_parts() == PRESETS[name].method
     assert planned.backbone.value == PRESETS[name].backbone
-    assert planned.input_size.value % 224 == 0
+    assert planned.input_size.value % 112 == 0
     assert published.input_size.value == PRESETS[name].published.input_size
-    assert published.learning_rate.value == PRESETS[name].published.learning_rate
+    assert published.loss.value == PRESETS[name].published.loss.model_copy(update={"estimated_iou": 1.0})
+    for field in {"learning_rate", "weight_decay"} - set(PRESETS[name].published.left_to_plan):
+        assert getattr(published, field).value == getattr(PRESETS[name].published, field)
     depth = plan.configuration(PRESETS[name].configuration or "2d").slab_depth.value
     assert published.batch_size.value % depth == 0
     assert planned.batch_size.value % depth == 0
@@ -64,6 +77,63 @@ def test_medsam_keeps_its_intensities(plan: Plan) -> None:
     assert plan.normalization_of("2d_medsam")[0].scheme == "percentiles_to_01"
     with pytest.raises(ConfigError, match="own intensities"):
         recipe(plan, "medsam", "2d")
+
+
+def test_a_rate_of_another_optimizer_is_not_taken(plan: Plan) -> None:
+    """NnSAM's rate and decay were SGD's: the published recipe keeps the planned ones and says why."""
+    planned, published = recipe(plan, "nnsam"), recipe(plan, "nnsam", published=True)
+    for field in ("learning_rate", "weight_decay"):
+        assert getattr(published, field).value == getattr(planned, field).value
+        assert "SGD" in getattr(published, field).reason
+    assert published.learning_rate.value < PRESETS["nnsam"].published.learning_rate / 2
+    assert published.epochs.value == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "cross_entropy", "dice"),
+    [
+        ("samed", 0.2, 0.8),
+        ("ma_sam", 0.2, 0.8),
+        ("medsam", 1, 1),
+        ("med_sa", 1, 1),
+        ("med_sa_2d", 1, 0),
+        ("nnsam", 1, 1),
+    ],
+)
+def test_published_losses(plan: Plan, name: str, cross_entropy: float, dice: float) -> None:
+    """The weights are the publication's; Medical SAM Adapter has no Dice where it sees slices."""
+    loss = recipe(plan, name, published=True).loss.value
+    assert (loss.cross_entropy, loss.dice) == (cross_entropy, dice)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("samed", {"weights": "none"}, "set encoder.train to full"),
+        ("sam_zero_shot", {"weights": "none"}, "set decoder.train to full"),
+        ("nnsam", {"weights": "none"}, "give --weights"),
+        ("samed", {"weights": "mobile_sam"}, "--backbone vit_t"),
+        ("medsam", {"weights": "medsam", "backbone": "vit_h"}, "--backbone vit_b"),
+        ("nnsam", {"weights": "mobile_sam", "configuration": "3d"}, "--set depth.kind=attention"),
+        ("ma_sam", {"changes": {"depth.kind": "none"}}, "--set depth.kind=attention"),
+        ("samed", {"changes": {"encoder.adapters.0.blocks": [0, 12]}}, "encoder.adapters.0.blocks"),
+        ("med_sa", {"changes": {"depth.blocks": [-33]}}, "depth.blocks"),
+        ("samed", {"changes": {"encoder.adapters.0.ranks": [4, 8]}}, "encoder.adapters.0.ranks"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_when_it_is_read(
+    plan: Plan, name: str, options: dict[str, object], words: str
+) -> None:
+    """Method, weights, backbone and configuration are checked before anything is built, and the message helps."""
+    with pytest.raises(ConfigError) as caught:
+        recipe(plan, name, **options)  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+def test_from_random_weights_what_trains_whole_is_allowed(plan: Plan) -> None:
+    """MedSAM's way and fine-tuning of everything need no weights."""
+    for name in ("medsam", "finetune_sam_vit_b_both_vanilla"):
+        assert recipe(plan, name, weights="none").encoder.value.train == "full"
 
 
 def test_a_budget_is_kept_by_checkpointing_and_parts(plan: Plan) -> None:

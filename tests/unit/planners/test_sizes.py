@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from samunet.artifacts.method import DecoderMethod, EncoderMethod, Method
 from samunet.planners import sizes
 from samunet.planners.sizes import InPlane
 
@@ -24,6 +25,31 @@ def test_upsampled_images_buy_no_tokens() -> None:
     """Images that carry detail up to half of their grid's limit need half the cells; slightly smooth ones all."""
     assert sizes.wanted_input(plane(120, resolution=0.5))[0] == 224
     assert sizes.wanted_input(plane(120, resolution=0.8))[0] == 448
+
+
+SIDE_PATH = DecoderMethod(upsampler="side_path")
+
+
+@pytest.mark.parametrize(("typical", "expected"), [(20, 64), (70, 64), (71, 96), (105, 96), (106, 128), (4000, 512)])
+def test_beside_a_side_path_a_pixel_is_a_voxel(typical: int, expected: int) -> None:
+    """Multiples of 32 with ten percent of slack, from 64 to 512 px, and the tile is then judged by pixels too."""
+    grid = sizes.grid_of(Method(encoder=EncoderMethod(train="full"), decoder=SIDE_PATH))
+    assert sizes.wanted_input(plane(typical), grid)[0] == expected
+    assert sizes.tile(plane(105), 96, wanted=96, grid=grid)[0] == 105
+    assert sizes.tile(plane(105), 96, wanted=96)[0] < 105
+
+
+def test_only_an_encoder_that_trains_whole_takes_fine_sizes() -> None:
+    """SAM's decoder and encoders that keep pretrained weights stay at the sizes those were trained for."""
+    kept = EncoderMethod(train="frozen")
+    assert sizes.grid_of(Method(encoder=kept, decoder=SIDE_PATH)) == sizes.SAM_GRID
+    assert sizes.grid_of(Method(encoder=EncoderMethod(train="full"))) == sizes.SAM_GRID
+
+
+def test_smaller_sizes_end_at_the_smallest() -> None:
+    """Every step down to the smallest is tried, which for SAM's decoder is half a step."""
+    assert sizes.SAM_GRID.smaller(672) == [672, 448, 224, 112]
+    assert sizes.FINE_GRID.smaller(128) == [128, 96, 64]
 
 
 def test_whole_slices_where_they_fit() -> None:

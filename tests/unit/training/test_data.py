@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from samunet.artifacts.plan import Plan, resolve_recipe
+from samunet.artifacts.plan import IntensityMap, Plan, resolve_recipe
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import ConfigError
 from samunet.core.labels import IGNORE_INDEX
@@ -39,10 +39,13 @@ def make_dataset(
     augment: bool = True,
     tile: int = 32,
     depth: int = 1,
+    intensities: str = "identity",
 ) -> SliceDataset:
     """A dataset over the small store."""
     plan, store = prepared
-    changed = make_plan(recipes={"none": {"cpu": make_recipe(tile_vox=tile)}})
+    changed = make_plan(
+        recipes={"none": {"cpu": make_recipe(tile_vox=tile, intensity_map=IntensityMap(kind=intensities))}}
+    )
     recipe = replace(resolve_recipe(changed.configuration("2d"), "none", "cpu"), slab_depth=depth)
     return SliceDataset(store, CASES, plan=plan, recipe=recipe, context=context, seed=seed, augment=augment)
 
@@ -67,6 +70,20 @@ def test_a_sample_is_the_stored_slice_centred_in_its_tile(prepared):
     assert torch.all(target[0, 0][~inside] == IGNORE_INDEX)
     assert torch.all(image[0][:, ~inside] == 0)
     assert len(slices_shown(prepared, image[:, 0, 1:31, 3:29].numpy())) == 1
+
+
+@pytest.mark.parametrize("tile", [16, 32])
+def test_a_tile_has_the_extremes_of_its_whole_slice(prepared, tile: int):
+    """Scaled per slice, a tile is the same part of the stored slice between that slice's extremes; padding is none."""
+    plain = make_dataset(prepared, augment=False, tile=tile)
+    scaled = make_dataset(prepared, augment=False, tile=tile, intensities="unit_per_slice")
+    store = CaseStore(prepared[1])
+    for number in range(6):
+        case, index = plain.locate((0, number))
+        stored = store.open(case).data[0, index]
+        image, valid, _ = plain[(0, number)]
+        expected = (image - float(stored.min())) / float(stored.max() - stored.min()) * valid
+        assert torch.allclose(scaled[(0, number)][0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("depth", [1, 3])

@@ -1,0 +1,264 @@
+"""What a pretraining run sees: which images of which datasets, brought into stores by their plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from samunet.artifacts.dataset import Case, RawDataset
+from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.plan import Plan, ResolvedRecipe, load_plan
+from samunet.artifacts.pretraining import UNLABELLED, SeenDataset
+from samunet.artifacts.workspace import Workspace
+from samunet.core.config import load_schema
+from samunet.core.errors import UsageError
+from samunet.core.files import sha256_json
+from samunet.core.log import Reporter
+from samunet.datasets.raw import list_cases, load_raw_dataset
+from samunet.datasets.splits import cases_of_fold, load_or_make_splits
+from samunet.models.device import device_class
+from samunet.pipeline.stores import check_planned_around, open_store
+from samunet.planners.pretraining import pretraining_recipe
+from samunet.preprocessing.runner import preprocess_dataset
+
+TRAINING, TEST = "imagesTr", "imagesTs"
+_NAMES_SHOWN = 5
+
+
+class DataRequest(Protocol):
+    """What of a request says which images are meant; fields as in PretrainingRequest."""
+
+    @property
+    def datasets(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def supervised(self) -> bool: ...  # noqa: D102
+
+    @property
+    def configuration(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def images(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def cases(self) -> Sequence[str] | None: ...  # noqa: D102
+
+    @property
+    def left_out(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def left_out_fold(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def num_processes(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A dataset and how its volumes become slices."""
+
+    dataset: RawDataset
+    plan: Plan
+    configuration: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is seen of a dataset.
+
+    Args:
+        planned: The dataset.
+        recipe: Its intensities and tile; the input side is the run's.
+        stores: Store folder and the cases read from it.
+        left_out: Cases of imagesTr that are not.
+    """
+
+    planned: Planned
+    recipe: ResolvedRecipe
+    stores: tuple[tuple[Path, tuple[str, ...]], ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def num_cases(self) -> int:
+        """Cases of all stores."""
+        return sum(len(cases) for _, cases in self.stores)
+
+    def seen(self, *, labels_read: bool) -> SeenDataset:
+        """As the result records it."""
+        return SeenDataset(
+            name=self.planned.plan.dataset,
+            configuration=self.planned.configuration,
+            images={folder.name: cases for folder, cases in self.stores},
+            left_out=self.left_out,
+            labels_read=labels_read,
+            intensity_map=self.recipe.intensity_map.model_dump(mode="json"),
+            tile_vox=self.recipe.tile_vox,
+        )
+
+
+def planned_datasets(request: DataRequest, workspace: Workspace) -> list[Planned]:
+    """The datasets asked for, with their plans.
+
+    Raises:
+        UsageError: If one has no plan, or folders of images are given for several.
+        ConfigError: If a plan is not valid or lacks the configuration.
+    """
+    folders = [name for name in request.images if name not in (TRAINING, TEST)]
+    if request.supervised and tuple(request.images) != (TRAINING,):
+        raise UsageError("--supervised reads labels, which only imagesTr has", found=" ".join(request.images))
+    if folders and len(request.datasets) > 1:
+        raise UsageError(
+            "a folder of images goes through the plan of one dataset",
+            expected="one -d",
+            found=f"{len(request.datasets)} datasets and {', '.join(folders)}",
+        )
+    made = []
+    for identifier in request.datasets:
+        name = workspace.dataset_name(identifier)
+        file = workspace.plan_file(name)
+        if not file.is_file():
+            raise UsageError("this dataset has no plan", file=file, todo=f"samunet_plan_and_preprocess -d {name}")
+        plan = load_plan(file)
+        configuration = request.configuration or plan.recommended.value
+        check_planned_around(plan, configuration)
+        made.append(Planned(load_raw_dataset(workspace.raw_folder(identifier)), plan, configuration))
+    names = [each.plan.dataset for each in made]
+    if len(set(names)) < len(names):
+        raise UsageError("a dataset is named twice", found=", ".join(names))
+    return made
+
+
+def recipes_of(
+    request: DataRequest,
+    datasets: Sequence[Planned],
+    workspace: Workspace,
+    *,
+    device: str,
+    backbone: str,
+    from_random: bool,
+) -> list[ResolvedRecipe]:
+    """A recipe per dataset, all at the side of the one that needs the largest, which decides batch and schedule too.
+
+    Returns:
+        In the order of the datasets; they differ in tile, intensities and augmentation.
+    """
+    made = [
+        pretraining_recipe(
+            each.plan,
+            load_schema(Fingerprint, workspace.fingerprint_file(each.plan.dataset)),
+            configuration=each.configuration,
+            device=device_class(device),
+            backbone=backbone,
+            supervised=request.supervised,
+            from_random=from_random,
+        )
+        for each in datasets
+    ]
+    largest = max(made, key=lambda recipe: recipe.input_size)
+    return [
+        replace(
+            largest,
+            tile_vox=recipe.tile_vox,
+            intensity_map=recipe.intensity_map,
+            augmentation=recipe.augmentation,
+            foreground_fraction=recipe.foreground_fraction,
+        )
+        for recipe in made
+    ]
+
+
+def read_sources(
+    request: DataRequest,
+    datasets: Sequence[Planned],
+    recipes: Sequence[ResolvedRecipe],
+    workspace: Workspace,
+    reporter: Reporter,
+) -> list[Source]:
+    """The images asked for, preprocessed where they are not yet.
+
+    Raises:
+        UsageError: If a case that is named does not exist, or none is left.
+        StoreError: If imagesTr is not preprocessed with the plan as it is now.
+    """
+    sources = []
+    known: set[str] = set()
+    for planned, recipe in zip(datasets, recipes, strict=True):
+        left_out = _left_out(request, planned, workspace)
+        stores = []
+        for origin in request.images:
+            cases = _cases(origin, planned, reporter)
+            known |= {case.name for case in cases}
+            wanted = [case for case in cases if _is_wanted(case.name, request, left_out if origin == TRAINING else ())]
+            if wanted:
+                stores.append(_store(origin, planned, wanted, request, workspace, reporter))
+        if not stores:
+            raise UsageError("no image is left to pretrain on", found=planned.plan.dataset)
+        sources.append(Source(planned, recipe, tuple(stores), left_out))
+    unknown = sorted({*(request.cases or ()), *request.left_out} - known)
+    if unknown:
+        raise UsageError("there are no such cases", found=", ".join(unknown[:_NAMES_SHOWN]))
+    return sources
+
+
+def _is_wanted(name: str, request: DataRequest, left_out: Sequence[str]) -> bool:
+    named = request.cases is None or name in request.cases
+    return named and name not in request.left_out and name not in left_out
+
+
+def _left_out(request: DataRequest, planned: Planned, workspace: Workspace) -> tuple[str, ...]:
+    """Cases of imagesTr that must not be seen: named ones and a fold's validation cases."""
+    names = [case.name for case in planned.dataset.training if case.name not in planned.plan.left_out]
+    chosen = set(names) & set(request.left_out)
+    if request.left_out_fold is not None:
+        splits = load_or_make_splits(workspace.splits_file(planned.plan.dataset), names, planned.dataset.groups)
+        chosen |= set(cases_of_fold(splits, request.left_out_fold, names).val)
+    if request.cases is not None:
+        chosen |= set(names) - set(request.cases)
+    return tuple(sorted(chosen))
+
+
+def _cases(origin: str, planned: Planned, reporter: Reporter) -> Sequence[Case]:
+    """Cases of imagesTr, imagesTs or a folder."""
+    if origin == TRAINING:
+        return [case for case in planned.dataset.training if case.name not in planned.plan.left_out]
+    if origin == TEST:
+        return planned.dataset.test
+    description = planned.dataset.description
+    cases, findings = list_cases(Path(origin), num_channels=len(description.channels), ending=description.file_ending)
+    for finding in findings:
+        reporter.warn(finding.render())
+    return cases
+
+
+def _store(
+    origin: str,
+    planned: Planned,
+    cases: Sequence[Case],
+    request: DataRequest,
+    workspace: Workspace,
+    reporter: Reporter,
+) -> tuple[Path, tuple[str, ...]]:
+    """The store of some cases: the dataset's own, or one of images without labels that is made or completed now."""
+    plan, configuration, names = planned.plan, planned.configuration, tuple(case.name for case in cases)
+    if origin == TRAINING:
+        return open_store(plan, configuration, planned.dataset, workspace, cases=names).folder, names
+    folder = workspace.store_folder(plan.dataset, unlabelled_key(plan, configuration, cases[0].images[0].parent))
+    unlabelled = replace(planned.dataset, training=tuple(replace(case, label=None) for case in cases))
+    outcomes = preprocess_dataset(
+        unlabelled, plan, configuration, folder, processes=request.num_processes, reporter=reporter
+    )
+    for outcome in outcomes:
+        if outcome.error is not None:
+            reporter.warn(f"left out: {outcome.error}")
+    good = tuple(outcome.name for outcome in outcomes if outcome.error is None)
+    if not good:
+        raise UsageError("no image could be preprocessed", file=cases[0].images[0].parent)
+    return folder, good
+
+
+def unlabelled_key(plan: Plan, configuration: str, images: Path) -> str:
+    """Name of the store of a folder of images without labels: a hash of what its voxels depend on and of the folder."""
+    spec: dict[str, Any] = {**plan.store_spec(configuration), "images": str(images.resolve())}
+    return f"{UNLABELLED}{sha256_json(spec)[:10]}"

@@ -1,0 +1,179 @@
+"""Runs on subsets of the cases and on scribbles, by command and on phantoms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samunet.artifacts.workspace import Workspace
+from samunet.cli import plan_and_preprocess, train
+from samunet.core.files import read_json, write_json
+from samunet.core.log import SilentReporter
+from samunet.imageio import read_labels, write_image, write_labels
+from samunet.pipeline.train import train as train_run
+from samunet.pipeline.training_run import TrainingRequest
+from samunet.preprocessing.store import CaseStore
+from samunet.training.data import SliceDataset
+from tests.samples import DATASET, LABELS, install, make_case, make_plan, make_recipe, write_dataset
+
+FAST = [
+    "--weights",
+    "none",
+    "--device",
+    "cpu",
+    "--epochs",
+    "1",
+    "--iterations",
+    "2",
+    "--batch-size",
+    "2",
+    "--disable_tta",
+]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a planned dataset of eight cases, two of each patient."""
+    folder = tmp_path_factory.mktemp("workspace")
+    raw = write_dataset(Workspace.locate(workspace=folder, environment={}), num_train=10)
+    write_json(raw / "case_groups.json", {f"case_{index}": f"patient_{index // 2}" for index in range(10)})
+    assert plan_and_preprocess.main(["-d", "901", "--workspace", str(folder), "--minutes", "1"]) == 0
+    return folder
+
+
+def run(folder: Path, *flags: str) -> int:
+    return train.main(["901", "0", *FAST, "--workers", "0", "--workspace", str(folder), *flags])
+
+
+def runs(folder: Path) -> dict[str, dict]:
+    """Recorded cases by name of the model folder."""
+    return {file.parent.parent.name: read_json(file) for file in (folder / "results").rglob("cases.json")}
+
+
+def test_subsets_are_nested_recorded_and_in_folders_of_their_own(planned: Path, capsys: pytest.CaptureFixture[str]):
+    """Two of four lie within four, patients whole; subsets.json and cases.json say which, the folder says how many."""
+    assert run(planned, "--num-cases", "2") == 0
+    assert "2 training cases, drawn with seed 12345" in capsys.readouterr().out
+    assert run(planned, "--num-cases", "5", "--subset-seed", "12345") == 0
+    recorded = {name.split("__")[1]: cases for name, cases in runs(planned).items()}
+    two, five = set(recorded["auto-n2"]["train"]), set(recorded["auto-n5"]["train"])
+    assert two < five
+    assert (len(two), len(five)) == (2, 4)
+    assert {int(name[-1]) // 2 for name in two} == {int(min(two)[-1]) // 2}
+    assert recorded["auto-n5"]["subset"]["wanted"] == 5
+    assert recorded["auto-n5"]["monitor"] == []
+    orders = read_json(planned / "preprocessed" / DATASET / "subsets.json")["orders"]
+    assert [(entry["fold"], entry["seed"]) for entry in orders] == [("0", 12345)]
+    assert set(recorded["auto-n2"]["validation"]).isdisjoint(five)
+
+
+def test_a_subset_run_continues_only_on_its_own_cases(planned: Path, capsys: pytest.CaptureFixture[str]):
+    """--c finds the run by its number of cases, and refuses when the order on disk is another by now."""
+    assert run(planned, "--num-cases", "4", "--subset-seed", "3") == 0
+    flags = [
+        "901",
+        "0",
+        "--disable_tta",
+        "--weights",
+        "none",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--workspace",
+        str(planned),
+    ]
+    again = [*flags, "--num-cases", "4", "--subset-seed", "3", "--c"]
+    assert train.main([*again, "--epochs", "2"]) == 0
+    file = planned / "preprocessed" / DATASET / "subsets.json"
+    content = file.read_text()
+    edited = json.loads(content)
+    edited["orders"][-1]["groups"].reverse()
+    write_json(file, edited)
+    assert train.main(again) == 2
+    assert "other cases than are asked for now" in capsys.readouterr().err
+    file.write_text(content)
+
+
+def test_cases_are_named_and_wrong_words_are_refused(planned: Path, capsys: pytest.CaptureFixture[str]):
+    """--cases takes training cases of the fold; validation cases, two choices and a seed alone end with 2."""
+    split = read_json(planned / "preprocessed" / DATASET / "splits_final.json")[0]
+    chosen = split["train"][:3]
+    assert run(planned, "--cases", ",".join(chosen)) == 0
+    assert sorted(chosen) in [cases["train"] for cases in runs(planned).values()]
+    for flags in (["--cases", split["val"][0]], ["--cases", "x", "--num-cases", "2"], ["--subset-seed", "1"]):
+        assert run(planned, *flags) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def scribbled(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Everything ignored but one stroke of background and one within each structure, on every second slice."""
+    rng = np.random.default_rng(seed)
+    strokes = np.full_like(labels, 3)
+    for index in range(0, len(labels), 2):
+        for value in (0, 1, 2):
+            rows = np.flatnonzero((labels[index] == value).any(1))
+            if len(rows):
+                row = int(rng.choice(rows))
+                columns = np.flatnonzero(labels[index, row] == value)[:8]
+                strokes[index, row, columns] = value
+    return strokes
+
+
+def test_scribbles_train_to_masks(tmp_path: Path):
+    """From strokes on half of the slices, without a number that is none, to whole masks far better than nothing."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    folder = workspace.raw / DATASET
+    truth = {}
+    for index in range(6):
+        volume, labels = make_case(index)
+        truth[f"case_{index}"] = labels
+        write_image(folder / "imagesTr" / f"case_{index}_0000.nii.gz", volume)
+        write_labels(folder / "labelsTr" / f"case_{index}.nii.gz", scribbled(labels, index), geometry=volume.geometry)
+    labels_json = {**LABELS, "ignore": 3}
+    description = {"channel_names": {"0": "MRI"}, "labels": labels_json, "numTraining": 6, "file_ending": ".nii.gz"}
+    write_json(folder / "dataset.json", description)
+    recipe = make_recipe(iterations=20, epochs=2, batch_size=8, warmup_steps=5, learning_rate=3e-3, mirror_views=1)
+    plan = make_plan(labels=labels_json, recipes={"none": {"cpu": recipe}})
+    install(workspace, plan, folder)
+    store = workspace.store_folder(DATASET, plan.store_key("2d"))
+    record = CaseStore(store).record("case_0")
+    assert record.valid_slices == (0, 2, 4)
+    request = TrainingRequest(DATASET, "0", weights="none", device="cpu", num_workers=0, seed=3)
+    result = train_run(request, workspace, reporter=SilentReporter())
+    rows = [json.loads(line) for line in (result.folder / "training_log.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    found = []
+    for mask in (result.folder / "validation").glob("*.nii.gz"):
+        predicted, labels = read_labels(mask).data[0], truth[mask.name.removesuffix(".nii.gz")]
+        found += [
+            2 * ((predicted == v) & (labels == v)).sum() / ((predicted == v).sum() + (labels == v).sum())
+            for v in (1, 2)
+        ]
+    assert np.mean(found) > 0.3, found
+
+
+def test_slices_without_a_stroke_are_never_drawn(tmp_path: Path):
+    """In a hundred samples of a scribbled case every one has a voxel that is known."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    folder = workspace.raw / DATASET
+    volume, labels = make_case(0)
+    for index in range(2):
+        write_image(folder / "imagesTr" / f"case_{index}_0000.nii.gz", volume)
+        write_labels(folder / "labelsTr" / f"case_{index}.nii.gz", scribbled(labels, 0), geometry=volume.geometry)
+    labels_json = {**LABELS, "ignore": 3}
+    description = {"channel_names": {"0": "MRI"}, "labels": labels_json, "numTraining": 2, "file_ending": ".nii.gz"}
+    write_json(folder / "dataset.json", description)
+    plan = make_plan(labels=labels_json)
+    install(workspace, plan, folder)
+    store = workspace.store_folder(DATASET, plan.store_key("2d"))
+    from samunet.artifacts.plan import resolve_recipe
+
+    recipe = resolve_recipe(plan.configuration("2d"), "none", "cpu")
+    slices = SliceDataset(store, ["case_0"], plan=plan, recipe=recipe, context=0, seed=1, augment=False)
+    known = [(slices[0, index][2] >= 0).any() for index in range(100)]
+    assert all(known)

@@ -1,0 +1,212 @@
+"""Two trained configurations compared, the best written down, and prediction that follows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from samunet.artifacts.best import Best
+from samunet.artifacts.workspace import Workspace
+from samunet.cli import find_best_configuration, predict
+from samunet.core.config import load_schema
+from samunet.core.files import read_json, write_json
+from samunet.core.log import SilentReporter
+from samunet.datasets.raw import load_raw_dataset
+from samunet.imageio import read_labels, read_volume
+from samunet.inference.predictor import Predictor
+from samunet.pipeline import candidates
+from samunet.pipeline.train import train
+from samunet.pipeline.training_run import TrainingRequest
+from samunet.preprocessing.runner import preprocess_dataset
+from tests.samples import DATASET, install, make_plan, make_recipe, write_dataset
+
+FINE, COARSE = "2d__auto__none", "2.5d__auto__none"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """2d with folds 0 and 1, 2.5d on a coarser grid with fold 0 only; hardly trained, so that masks are busy."""
+    workspace = Workspace.locate(workspace=tmp_path_factory.mktemp("workspace"), environment={})
+    folder = write_dataset(workspace, num_train=8)
+    recipe = make_recipe(iterations=1, epochs=1, warmup_steps=1, learning_rate=1e-6, mirror_views=1)
+    plan = make_plan(recipes={"none": {"cpu": recipe}})
+    other = make_plan(recipes={"none": {"cpu": recipe}}, spacing=(None, 1.5, 1.5), context=1).configurations["2d"]
+    plan = plan.model_copy(update={"configurations": {**plan.configurations, "2.5d": other}})
+    install(workspace, plan, folder)
+    store = workspace.store_folder(DATASET, plan.store_key("2.5d"))
+    preprocess_dataset(load_raw_dataset(folder), plan, "2.5d", store, processes=1, reporter=SilentReporter())
+    names = [f"case_{index}" for index in range(8)]
+    splits = [{"train": names[:3], "val": names[3:]}, {"train": names[5:], "val": names[:5]}]
+    write_json(workspace.splits_file(DATASET), splits)
+    for configuration, fold in (("2d", "0"), ("2d", "1"), ("2.5d", "0")):
+        train(
+            TrainingRequest(DATASET, fold, configuration, weights="none", device="cpu", num_workers=0, seed=3),
+            workspace,
+            reporter=SilentReporter(),
+        )
+    return workspace
+
+
+def command(workspace: Workspace, *flags: str) -> int:
+    root = str(workspace.results.parent)
+    return find_best_configuration.main([DATASET, "--device", "cpu", "--workspace", root, *flags])
+
+
+def predicted(workspace: Workspace, output: Path, *flags: str) -> dict[str, np.ndarray]:
+    """Masks of the test images by command."""
+    source, root = workspace.raw / DATASET / "imagesTs", str(workspace.results.parent)
+    words = ["-i", str(source), "-o", str(output), "-d", DATASET, "--device", "cpu", "--workspace", root, *flags]
+    assert predict.main(words) == 0
+    return {path.name[:6]: read_labels(path).data[0] for path in sorted(output.glob("*.nii.gz"))}
+
+
+def best_of(workspace: Workspace) -> Best:
+    return load_schema(Best, workspace.best_file(DATASET))
+
+
+def test_candidates_are_compared_on_the_cases_they_share(trained: Workspace, capsys: pytest.CaptureFixture[str]):
+    """Singles and their pair on fold 0's five cases; a single's masks are those of its run, scores those of masks."""
+    assert command(trained) == 0
+    best = best_of(trained)
+    assert {candidate.models for candidate in best.candidates} == {(FINE,), (COARSE,), (COARSE, FINE)}
+    assert best.folds == ("0",)
+    assert best.cases == tuple(f"case_{index}" for index in range(3, 8))
+    means = [candidate.dice.value for candidate in best.candidates]
+    assert means == sorted(means, reverse=True)
+    folder = trained.comparison_folder(DATASET)
+    for model in (FINE, COARSE):
+        validation = trained.results / DATASET / model / "fold_0" / "validation"
+        for case in best.cases:
+            ours, run = (nibabel.load(place / f"{case}.nii.gz") for place in (folder / model, validation))
+            assert np.array_equal(ours.get_fdata(), run.get_fdata())
+            assert np.array_equal(ours.affine, run.affine)
+    assert list(folder.rglob("*.npy")) == []
+    assert "chosen:" in capsys.readouterr().out
+
+
+def test_a_pair_averages_probabilities_on_the_images_grid(trained: Workspace):
+    """The pair's masks are the argmax of the mean of what both give on the image's own grid."""
+    if not trained.best_file(DATASET).is_file():
+        command(trained)
+    case = best_of(trained).cases[0]
+    volume = read_volume([trained.raw / DATASET / "imagesTr" / f"{case}_0000.nii.gz"])
+    maps = []
+    for model in (FINE, COARSE):
+        predictor = Predictor.from_folder(trained.results / DATASET / model, folds=["0"], device="cpu")
+        maps.append(predictor.predict(volume, with_probabilities=True).probabilities.astype(np.float32))
+    expected = ((maps[0] + maps[1]) / 2).argmax(0)
+    found = read_labels(trained.comparison_folder(DATASET) / f"{COARSE}+{FINE}" / f"{case}.nii.gz").data[0]
+    assert np.array_equal(found, expected)
+
+
+def test_a_comparison_continues_per_case(trained: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Only the case whose scores are gone is predicted again; --overwrite predicts all; the choice stays the same."""
+    command(trained)
+    before = best_of(trained).model_dump(exclude={"provenance"})
+    (trained.comparison_folder(DATASET) / "case_4.json").unlink()
+    again: list[str] = []
+    original = candidates._score_case
+
+    def counted(comparison, predictors, case, folder):
+        again.append(case.name)
+        return original(comparison, predictors, case, folder)
+
+    monkeypatch.setattr(candidates, "_score_case", counted)
+    assert command(trained) == 0
+    assert again == ["case_4"]
+    assert best_of(trained).model_dump(exclude={"provenance"}) == before
+    assert command(trained, "-c", "2d", "--disable_ensembling", "-f", "1") == 0
+    assert [model.folds for model in best_of(trained).models] == [("1",)]
+    assert command(trained, "-f", "3") == 2
+    assert command(trained, "--preset", "samed") == 2
+
+
+def test_prediction_follows_a_pair_with_a_filter(
+    trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Without being told: both models, the fold, the filter, said in one line; every mask on its image's exact grid."""
+    command(trained)
+    best = best_of(trained).model_dump(mode="json")
+    known = {model: trained.results / DATASET / model for model in (FINE, COARSE)}
+    best["models"] = [{"model": model, "folds": ["0"], "identities": {}} for model in known]
+    best["filters"] = [{"structure": "ball", "kind": "largest", "least_mm3": 0.0, "reason": "planted"}]
+    write_json(trained.best_file(DATASET), best)
+    capsys.readouterr()
+    masks = predicted(trained, tmp_path / "out", "--save_probabilities")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "found best" in line]
+    assert len(lines) == 1
+    assert "ball: largest component" in lines[0]
+    plain = predicted(trained, tmp_path / "plain", "--no-postprocessing")
+    members = [Predictor.from_folder(folder, folds=["0"], device="cpu") for folder in known.values()]
+    changed = False
+    for case, mask in masks.items():
+        source = trained.raw / DATASET / "imagesTs" / f"{case}_0000.nii.gz"
+        image, written = nibabel.load(source), nibabel.load(tmp_path / "out" / f"{case}.nii.gz")
+        assert written.shape == image.shape
+        assert np.array_equal(written.affine, image.affine)
+        maps = [m.predict(read_volume([source]), with_probabilities=True).probabilities for m in members]
+        mean = (maps[0].astype(np.float32) + maps[1]) / 2
+        assert np.array_equal(plain[case], mean.argmax(0))
+        assert np.allclose(np.load(tmp_path / "out" / f"{case}.npz")["probabilities"], mean, atol=1e-3)
+        parts, _ = ndimage.label(plain[case] == 1, np.ones((3, 3, 3)))
+        sizes = np.bincount(parts.ravel())[1:]
+        expected = plain[case].copy()
+        if sizes.size:
+            expected[(parts > 0) & (parts != 1 + sizes.argmax())] = 0
+        changed |= not np.array_equal(expected, plain[case])
+        assert np.array_equal(mask, expected)
+    report = read_json(tmp_path / "out" / "prediction.json")
+    assert report["model"] == f"{FINE} + {COARSE}"
+    assert report["filters"][0]["structure"] == "ball"
+    assert read_json(tmp_path / "plain" / "prediction.json")["filters"] == []
+    assert changed, "the filter removed nothing, so the test shows nothing"
+
+
+def test_explicit_words_override_what_was_found(trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """-c and --preset set it aside, -f only its folds; a model that is gone or trained again is said."""
+    command(trained, "-c", "2.5d")
+    assert best_of(trained).models[0].model == COARSE
+    followed = predicted(trained, tmp_path / "a", "--no-postprocessing")
+    named = predicted(trained, tmp_path / "b", "-c", "2d", "-f", "1")
+    assert "found best" in capsys.readouterr().out
+    own = Predictor.from_folder(trained.results / DATASET / FINE, folds=["1"], device="cpu")
+    for case, mask in named.items():
+        volume = read_volume([trained.raw / DATASET / "imagesTs" / f"{case}_0000.nii.gz"])
+        assert np.array_equal(mask, own.predict(volume).labels)
+    assert any(not np.array_equal(named[case], followed[case]) for case in named)
+    assert read_json(tmp_path / "b" / "prediction.json")["folds"] == ["1"]
+    best = best_of(trained).model_dump(mode="json")
+    best["models"][0]["identities"] = {"0": "another"}
+    write_json(trained.best_file(DATASET), best)
+    predicted(trained, tmp_path / "c")
+    assert "was trained again" in capsys.readouterr().err
+    best["models"][0]["model"] = "3d__auto__none"
+    write_json(trained.best_file(DATASET), best)
+    source, root = trained.raw / DATASET / "imagesTs", str(trained.results.parent)
+    assert predict.main(["-i", str(source), "-o", str(tmp_path / "d"), "-d", DATASET, "--workspace", root]) == 2
+    assert "not there any more" in capsys.readouterr().err
+
+
+def test_a_filter_is_chosen_where_it_helps(trained: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Masks with a planted speck in every case bring the ball's filter and no other; clean masks bring none."""
+    command(trained, "-c", "2d", "-f", "0")
+    assert json.dumps(best_of(trained).model_dump(mode="json"))
+    folder = trained.comparison_folder(DATASET) / FINE
+    for case in best_of(trained).cases:
+        truth = nibabel.load(trained.raw / DATASET / "labelsTr" / f"{case}.nii.gz")
+        labels = np.asarray(truth.dataobj).copy()
+        labels[25, 29, 5] = 1
+        nibabel.save(nibabel.Nifti1Image(labels, truth.affine, truth.header), folder / f"{case}.nii.gz")
+    assert command(trained, "-c", "2d", "-f", "0") == 0
+    assert {rule.structure for rule in best_of(trained).filters} == {"ball"}
+    assert best_of(trained).filtered_dice is not None
+    for case in best_of(trained).cases:
+        truth = trained.raw / DATASET / "labelsTr" / f"{case}.nii.gz"
+        (folder / f"{case}.nii.gz").write_bytes(truth.read_bytes())
+    assert command(trained, "-c", "2d", "-f", "0") == 0
+    assert best_of(trained).filters == ()

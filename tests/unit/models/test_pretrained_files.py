@@ -1,0 +1,123 @@
+"""Weights of samunet_pretrain as files: what they say of themselves, and where their decoder comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from samunet.artifacts.checkpoint import BaseWeights
+from samunet.artifacts.model_spec import get_spec
+from samunet.artifacts.pretraining import Pretrained, SeenDataset, read_pretrained, write_pretrained
+from samunet.core.errors import WeightsError
+from samunet.core.files import read_json, sha256_file
+from samunet.core.log import SilentReporter
+from samunet.models.loading import load_weights
+from samunet.models.sam.network import build_network
+from samunet.models.weights import as_base, locate_weights, pretrained_weights, weights_kind
+from samunet.pipeline.pretrained import tell_what_was_seen
+
+SPEC = get_spec("vit_t_xs")
+
+
+def sam_file(folder: Path) -> Path:
+    """A whole SAM of a small backbone."""
+    torch.manual_seed(0)
+    torch.save(build_network(SPEC, image_size=64, num_tokens=4).state_dict(), folder / "sam.pth")
+    return folder / "sam.pth"
+
+
+def described(base: BaseWeights, **changes: object) -> Pretrained:
+    seen = SeenDataset(name="Dataset901_Balls", configuration="2d", images={"slices_0": ("a", "b")}, tile_vox=32)
+    values: dict[str, object] = {
+        "objective": "masked_images",
+        "kind": "ssl",
+        "backbone": "vit_t_xs",
+        "input_size": 64,
+        "from_random": base.kind == "none",
+        "base": base,
+        "datasets": (seen,),
+        "steps": 1,
+        "minutes": 0.1,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "seed": 0,
+    }
+    return Pretrained(**values | changes)
+
+
+def encoder_file(folder: Path, base: BaseWeights, name: str = "weights", **changes: object) -> Path:
+    torch.manual_seed(1)
+    state = build_network(SPEC, image_size=64, num_tokens=4).state_dict()
+    tensors = {key: tensor for key, tensor in state.items() if key.startswith("image_encoder.")}
+    write_pretrained(folder / f"{name}.safetensors", tensors, described(base, **changes))
+    return folder / f"{name}.safetensors"
+
+
+def test_a_file_says_what_it_is_wherever_it_lies(tmp_path: Path) -> None:
+    """The description is in the file and, with its hash, beside it; other files have none."""
+    file = encoder_file(tmp_path, BaseWeights(kind="none"))
+    assert read_json(file.with_suffix(".json"))["sha256"] == sha256_file(file)
+    moved = file.rename(tmp_path / "elsewhere.safetensors")
+    assert read_pretrained(moved) == described(BaseWeights(kind="none"))
+    assert weights_kind(str(moved)) == "ssl"
+    assert pretrained_weights(str(sam_file(tmp_path))) is None
+    assert pretrained_weights("auto") is None
+    moved.write_bytes(moved.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_pretrained(moved)
+
+
+def test_the_decoder_is_that_of_the_file_it_continued_from(tmp_path: Path) -> None:
+    """An encoder that continued SAM gets SAM's decoder, also at second hand; nothing is missing then."""
+    base = as_base(locate_weights(f"sam:{sam_file(tmp_path)}", SPEC))
+    first = encoder_file(tmp_path, base)
+    located = locate_weights(str(first), SPEC, offline=True)
+    assert located is not None
+    assert located.rest is not None
+    assert located.rest.sha256 == base.sha256
+    network = build_network(SPEC, image_size=64, num_tokens=4)
+    report = load_weights(network, located, keep_heads=True)
+    assert (report.missing, report.unexpected) == ((), ())
+    decoder = torch.load(tmp_path / "sam.pth")["mask_decoder.iou_token.weight"]
+    assert torch.equal(network.state_dict()["mask_decoder.iou_token.weight"], decoder)
+    second = encoder_file(tmp_path, as_base(located), name="second")
+    again = locate_weights(str(second), SPEC, offline=True)
+    assert again is not None
+    assert again.rest is not None
+    assert again.rest.sha256 == base.sha256
+    (tmp_path / "sam.pth").unlink()
+    with pytest.raises(WeightsError, match="not here"):
+        locate_weights(str(second), SPEC, offline=True)
+
+
+def test_an_encoder_that_began_as_random_has_no_decoder(tmp_path: Path) -> None:
+    """Its encoder loads whole; what is missing is decoder and prompt encoder, and is reported."""
+    located = locate_weights(str(encoder_file(tmp_path, BaseWeights(kind="none"))), SPEC, offline=True)
+    assert located is not None
+    assert located.rest is None
+    report = load_weights(build_network(SPEC, image_size=64, num_tokens=4), located)
+    assert report.missing
+    assert not [key for key in report.missing if key.startswith("image_encoder.")]
+
+
+def test_training_says_which_validation_cases_taught_its_weights(tmp_path: Path) -> None:
+    """Labels of a validation case are a warning, also at second hand; images alone are only mentioned."""
+    seen = SeenDataset(
+        name="Dataset901_Balls",
+        configuration="2d",
+        images={"slices_0": ("a", "b"), "unlabelled_0": ("c",)},
+        labels_read=True,
+        tile_vox=32,
+    )
+    taught = encoder_file(tmp_path, BaseWeights(kind="none"), name="taught", datasets=(seen,))
+    later = encoder_file(tmp_path, as_base(locate_weights(str(taught), SPEC)), name="later")
+    told = SilentReporter()
+    tell_what_was_seen(as_base(locate_weights(str(later), SPEC)), "Dataset901_Balls", {"b", "c"}, told)
+    assert len(told.warnings) == len(told.messages) == 1
+    assert "labels of 1 of the 2 validation cases" in told.warnings[0]
+    for dataset, cases in (("Dataset901_Balls", {"c"}), ("Dataset902_Others", {"a"})):
+        silent = SilentReporter()
+        tell_what_was_seen(as_base(locate_weights(str(later), SPEC)), dataset, cases, silent)
+        assert not silent.warnings + silent.messages

@@ -1,0 +1,130 @@
+"""The upsampler with a path of the image: shapes, size, what reaches what, and that the encoder stays what it is."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from samunet.artifacts.method import DecoderMethod, EncoderMethod, Method, summarise
+from samunet.models.decoders.side_path import SidePathUpsampler
+from samunet.models.sam.network import build_mask_decoder, fresh_keys
+from samunet.models.segmentation import SegmentationModel
+from samunet.planners.counts import decoder_parameters
+from tests.unit.models.model_helpers import build, images, recipe
+
+WIDTH = 8
+SIDE_PATH = Method(encoder=EncoderMethod(train="full"), decoder=DecoderMethod(upsampler="side_path", path_width=WIDTH))
+
+
+def _upsampler(*, number: int = 1) -> SidePathUpsampler:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        upsampler = build_mask_decoder(3, "side_path", path=(WIDTH, number)).output_upscaling
+    assert isinstance(upsampler, SidePathUpsampler)
+    return upsampler
+
+
+def _model() -> SegmentationModel:
+    return build(recipe(backbone="vit_xs", method=SIDE_PATH)).model.train()
+
+
+def _random(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [64, 96, 112, 224])
+@pytest.mark.parametrize("number", [1, 2])
+def test_features_have_the_size_of_the_images(size: int, number: int) -> None:
+    """Any multiple of 16 gives (B, w, S, S), from a path at strides 1, 2, 4 and 8."""
+    upsampler = _upsampler(number=number)
+    upsampler.images = _random(2, 3, size, size)
+    with torch.no_grad():
+        shapes = [tuple(f.shape) for f in upsampler.path(upsampler.images)]
+        assert upsampler(_random(2, 256, size // 16, size // 16)).shape == (2, WIDTH, size, size)
+    widths = [WIDTH, 2 * WIDTH, 32, 64]
+    assert shapes == [(2, w, size // 2**i, size // 2**i) for i, w in enumerate(widths)]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_parameters_follow_the_formula(number: int) -> None:
+    """Per stage and way convolutions with bias and a norm's scale and shift; two doublings beside SAM's own layers."""
+    widths = [WIDTH, 2 * WIDTH, 32, 64]
+
+    def stage(before: int, after: int) -> int:
+        return sum(9 * channels * after + 3 * after for channels in [before, *[after] * (number - 1)])
+
+    expected = sum(stage(before, after) for before, after in zip([3, *widths], widths, strict=False))
+    expected += sum(stage(2 * w, w) for w in widths)
+    expected += sum(4 * widths[i + 1] * widths[i] + widths[i] for i in (0, 1))
+    stock = sum(p.numel() for p in build_mask_decoder(3).output_upscaling.parameters())
+    assert sum(p.numel() for p in _upsampler(number=number).parameters()) == stock + expected
+    decoder = DecoderMethod(upsampler="side_path", path_width=WIDTH, path_convolutions=number)
+    planned = decoder_parameters(SIDE_PATH.model_copy(update={"decoder": decoder}), 3)
+    model = build(recipe(backbone="vit_xs", method=SIDE_PATH.model_copy(update={"decoder": decoder}))).model
+    assert planned == model.count_parameters()["decoder"] + model.count_parameters()["other"]
+
+
+def test_sams_own_layers_keep_their_names() -> None:
+    """What a checkpoint of SAM holds of the upsampler is loaded, all else is new."""
+    decoder = build_mask_decoder(3, "side_path")
+    stock = {n for n, _ in build_mask_decoder(3).named_parameters() if n.startswith("output_upscaling.")}
+    own = {n for n, _ in decoder.named_parameters() if n.startswith("output_upscaling.")}
+    new = tuple(prefix.removeprefix("mask_decoder.") for prefix in fresh_keys(decoder))
+    assert {name for name in own if not name.startswith(new)} == stock
+
+
+def test_every_layer_and_the_embedding_get_a_gradient() -> None:
+    """All convolutions of the path, the joins and the doublings learn, and all channels of the embedding."""
+    model = _model()
+    embeddings: list[Tensor] = []
+    hook = model.network.mask_decoder.output_upscaling.register_forward_pre_hook(
+        lambda _, inputs: embeddings.append(inputs[0]) or inputs[0].retain_grad()
+    )
+    model(images(2)).square().mean().backward()
+    hook.remove()
+    parameters = model.network.mask_decoder.output_upscaling.named_parameters()
+    assert not [n for n, p in parameters if p.ndim > 1 and (p.grad is None or not p.grad.any())]
+    assert embeddings[0].grad is not None
+    assert bool((embeddings[0].grad.abs().amax((0, 2, 3)) > 0).all())
+
+
+def test_what_is_finer_than_a_patch_reaches_the_masks() -> None:
+    """With the same embedding a single pixel changes the features there."""
+    upsampler, pixels, embeddings = _upsampler().eval(), _random(1, 3, 64, 64), _random(1, 256, 4, 4)
+    found = []
+    for shift in (0.0, 5.0):
+        pixels[..., 20, 30] += shift
+        upsampler.images = pixels
+        with torch.no_grad():
+            found.append(upsampler(embeddings))
+    change = (found[0] - found[1]).abs().amax(1)[0]
+    assert change[20, 30] > 10 * change.median()
+
+
+def test_the_encoder_is_untouched_and_the_images_are_let_go() -> None:
+    """The embedding is that of the encoder alone; after a pass the model holds no image and can be copied."""
+    model, pixels = _model(), images(2)
+    assert torch.equal(model.encode(pixels), model.network.image_encoder(model.channel_input(pixels)))
+    logits = model(pixels)
+    assert logits.shape == (2, 3, 112, 112)
+    assert model.network.mask_decoder.output_upscaling.images is None
+    copy.deepcopy(model)
+
+
+def test_a_batch_is_its_images_one_by_one() -> None:
+    """In train mode too, no image changes the masks of another."""
+    model, pixels = _model().double(), images(3).double()
+    with torch.no_grad():
+        together = model(pixels)
+        alone = torch.cat([model(pixels[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
+
+
+def test_its_name_and_what_it_refuses() -> None:
+    """It is named with its width, and prompts are refused with what to change."""
+    assert summarise(SIDE_PATH) == "full encoder + full decoder with side path 8"
+    with pytest.raises(ValueError, match=r"set decoder\.upsampler to sam"):
+        Method.model_validate({**SIDE_PATH.model_dump(), "prompts": {"kind": "box"}})

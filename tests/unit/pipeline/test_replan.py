@@ -1,0 +1,332 @@
+"""Planning again: edits stay, are said and planned around; stores made before an edit are never used after it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from samunet.artifacts.plan import Plan, load_plan
+from samunet.artifacts.plan_document import record_file
+from samunet.artifacts.workspace import Workspace
+from samunet.cli import plan_and_preprocess as command
+from samunet.cli import train
+from samunet.core.errors import ConfigError
+from samunet.core.files import read_json, write_json
+from samunet.core.log import SilentReporter
+from samunet.core.volume import Volume
+from samunet.datasets.raw import load_raw_dataset
+from samunet.imageio import write_image
+from samunet.pipeline import explanation as explaining
+from samunet.pipeline.plan import plan_and_preprocess
+from samunet.pipeline.replan import PREVIOUS_PLAN
+from samunet.pipeline.stores import check_planned_around, open_store
+from samunet.planners import fingerprint as measuring
+from samunet.planners import hardware
+from samunet.preprocessing.store import CaseStore
+from tests.samples import DATASET, make_case, write_dataset
+
+RECIPE = ("configurations", "2d", "recipes", "none", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few voxels, no planning for other budgets, and always the same memory."""
+    monkeypatch.setattr(hardware, "cpu_memory", lambda: (8.0, "given"))
+    monkeypatch.setattr(measuring, "NUM_SAMPLES_DATASET", 3000)
+    monkeypatch.setattr(explaining, "what_ifs", lambda *_: {})
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A planned and preprocessed dataset of six small cases."""
+    found = Workspace.locate(workspace=tmp_path, environment={})
+    write_dataset(found, num_train=6, num_test=0)
+    run(found)
+    return found
+
+
+def run(workspace: Workspace, **options: Any) -> tuple[Plan, SilentReporter]:
+    reporter = SilentReporter()
+    result = plan_and_preprocess(
+        workspace.raw / DATASET, workspace, reporter=reporter, configurations=("2d",), verify=False, **options
+    )
+    assert not result.failed
+    return result.plan, reporter
+
+
+def edit(workspace: Workspace, *place: str, value: Any) -> None:
+    """Change an entry of plans.json as a user would."""
+    file = workspace.plan_file(DATASET)
+    content = read_json(file)
+    parent = content
+    for key in place[:-1]:
+        parent = parent[key]
+    parent[place[-1]] = value
+    write_json(file, content)
+
+
+def recipe(plan: Plan, configuration: str = "2d") -> Any:
+    return plan.configurations[configuration].recipes["none"]["cpu"]
+
+
+def training(workspace: Workspace, *flags: str) -> int:
+    root = str(workspace.raw.parent)
+    fast = [
+        "--weights",
+        "none",
+        "--device",
+        "cpu",
+        "--epochs",
+        "1",
+        "--iterations",
+        "1",
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+    ]
+    return train.main(["901", "0", "--workspace", root, *fast, "--disable_tta", *flags])
+
+
+def opened(workspace: Workspace, plan: Plan) -> CaseStore:
+    """The store of 2d as training opens it for all cases."""
+    dataset = load_raw_dataset(workspace.raw / DATASET)
+    return open_store(plan, "2d", dataset, workspace, cases=[case.name for case in dataset.training])
+
+
+def said(reporter: SilentReporter) -> str:
+    return "\n".join(reporter.messages)
+
+
+def warned(reporter: SilentReporter) -> str:
+    return "\n".join(reporter.warnings)
+
+
+def test_an_edit_survives_and_is_said(workspace: Workspace) -> None:
+    """It is marked, planned around, named with the rule's answer, and shown as the user's on the page."""
+    before = load_plan(workspace.plan_file(DATASET))
+    edit(workspace, *RECIPE, "input_size", "value", value=448)
+    edit(workspace, "mirror_axes", value={"value": [], "reason": "because"})
+    for _ in range(2):
+        plan, reporter = run(workspace)
+        assert (recipe(plan).input_size.value, plan.mirror_axes.reason) == (448, "because")
+        assert recipe(plan).input_size.by_rule == recipe(before).input_size.value
+        assert recipe(plan).memory_gib.value > recipe(before).memory_gib.value
+        assert f"2d.none.cpu.input_size = 448 (by rule {recipe(before).input_size.value})" in said(reporter)
+    assert "decisions differ" not in said(reporter)
+    assert load_plan(workspace.plan_file(DATASET)) == plan
+    folder = workspace.preprocessed_folder(DATASET)
+    assert "[yours; by rule" in (folder / "plan.html").read_text()
+    assert "[yours; by rule" in (folder / "plan.md").read_text()
+
+
+def test_edits_stay_with_other_hardware_and_a_rule_that_disagrees_is_named(workspace: Workspace) -> None:
+    """All else follows the hardware; a rule whose answer has moved since the edit is warned of."""
+    edit(workspace, *RECIPE, "epochs", "value", value=3)
+    edit(workspace, *RECIPE, "learning_rate", "value", value=0.01)
+    first, _ = run(workspace)
+    plan, reporter = run(workspace, cpu_minutes=2.0, gpu_memory_gib=40.0)
+    assert (plan.budget.cpu_minutes, plan.budget.gpu_memory_gib) == (2.0, 40.0)
+    assert recipe(plan).epochs.value == 3
+    assert "rules have come to another answer" in warned(reporter)
+    now = recipe(plan).epochs.by_rule
+    assert f"the rule said {recipe(first).epochs.by_rule} and now {now}" in warned(reporter)
+    assert "learning_rate" not in warned(reporter)
+
+
+def test_giving_an_edit_back(workspace: Workspace) -> None:
+    """Without its source it is the rule's again."""
+    edit(workspace, *RECIPE, "input_size", "value", value=448)
+    run(workspace)
+    content = read_json(workspace.plan_file(DATASET))
+    entry = content["configurations"]["2d"]["recipes"]["none"]["cpu"]["input_size"]
+    by_rule = entry["by_rule"]
+    del entry["source"]
+    write_json(workspace.plan_file(DATASET), content)
+    plan, reporter = run(workspace)
+    assert recipe(plan).input_size.value == by_rule
+    assert "input_size: " in said(reporter)
+
+
+def test_overwriting_discards_edits_and_says_which(workspace: Workspace) -> None:
+    """Each is named, the plan with them is kept aside, and the new plan is the rules'."""
+    before = load_plan(workspace.plan_file(DATASET))
+    edit(workspace, *RECIPE, "input_size", "value", value=448)
+    edit(workspace, "configurations", "mine", value={"inherits_from": "2d"})
+    plan, reporter = run(workspace, overwrite_plan=True)
+    assert plan.configurations == before.configurations
+    assert "2d.none.cpu.input_size = 448" in warned(reporter)
+    assert "configuration mine, which inherits from 2d" in warned(reporter)
+    assert (
+        load_plan(workspace.preprocessed_folder(DATASET) / PREVIOUS_PLAN).configurations.keys()
+        > before.configurations.keys()
+    )
+    assert "discarded" not in warned(run(workspace, overwrite_plan=True)[1])
+
+
+def test_a_plan_that_cannot_be_read_is_overwritten_too(workspace: Workspace) -> None:
+    """--overwrite-plan is the way out of a broken file."""
+    workspace.plan_file(DATASET).write_text("{")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        run(workspace)
+    plan, reporter = run(workspace, overwrite_plan=True)
+    assert "could not be read" in warned(reporter)
+    assert load_plan(workspace.plan_file(DATASET)) == plan
+
+
+def test_edits_survive_changed_images(workspace: Workspace) -> None:
+    """The facts are measured again, the plan is made anew around the edit, and the former plan is kept."""
+    edit(workspace, *RECIPE, "input_size", "value", value=448)
+    volume, _ = make_case(77)
+    write_image(workspace.raw / DATASET / "imagesTr" / "case_0_0000.nii.gz", volume)
+    plan, reporter = run(workspace)
+    assert recipe(plan).input_size.value == 448
+    assert "facts have changed" in warned(reporter)
+    assert (workspace.preprocessed_folder(DATASET) / PREVIOUS_PLAN).is_file()
+
+
+def test_plans_of_before_edits_were_recorded_keep_them(workspace: Workspace) -> None:
+    """Without the copy, an edit is what the rules would not say of the same facts."""
+    edit(workspace, *RECIPE, "input_size", "value", value=448)
+    record_file(workspace.plan_file(DATASET)).unlink()
+    plan, _ = run(workspace)
+    assert recipe(plan).input_size.by_user
+    assert not recipe(plan).epochs.by_user
+    assert record_file(workspace.plan_file(DATASET)).is_file()
+
+
+def test_an_impossible_edit_is_one_error(workspace: Workspace) -> None:
+    """Field, what is expected and what is found, and exit code 2; nothing on disk changes."""
+    edit(workspace, *RECIPE, "batch_size", "value", value="many")
+    content = workspace.plan_file(DATASET).read_text()
+    with pytest.raises(ConfigError) as caught:
+        run(workspace)
+    words = ("configurations.2d.recipes.none.cpu.batch_size.value", "valid integer", "found 'many'", "plans.json")
+    assert all(word in str(caught.value) for word in words)
+    assert workspace.plan_file(DATASET).read_text() == content
+
+
+def test_pages_are_written_once_per_plan(workspace: Workspace) -> None:
+    """A run that changes nothing leaves them; a page that is missing is made."""
+    pages = [workspace.preprocessed_folder(DATASET) / name for name in ("plan.html", "plan.md")]
+    before = [page.stat().st_mtime_ns for page in pages]
+    run(workspace)
+    assert [page.stat().st_mtime_ns for page in pages] == before
+    pages[0].unlink()
+    run(workspace)
+    assert pages[0].is_file()
+
+
+def test_own_configurations_train_at_once_and_survive(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """With another input size a child shares the store, trains with -c NAME, and its checkpoint holds it whole."""
+    from samunet.artifacts.checkpoint import read_checkpoint
+
+    changes = {"none": {"cpu": {"input_size": {"value": 96}}}}
+    edit(workspace, "configurations", "coarse", value={"inherits_from": "2d", "recipes": changes})
+    assert training(workspace, "-c", "coarse") == 0
+    assert "96 px" in capsys.readouterr().out
+    (final,) = workspace.results.glob(f"{DATASET}/coarse__*/fold_0/checkpoint_final.safetensors")
+    checkpoint = read_checkpoint(final)
+    assert checkpoint.manifest.recipe["input_size"] == 96
+    assert recipe(checkpoint.plan, "coarse").input_size.by_user
+    assert recipe(checkpoint.plan, "coarse").tile_vox == recipe(checkpoint.plan).tile_vox
+    plan, reporter = run(workspace)
+    assert "configuration coarse, which inherits from 2d" in said(reporter)
+    assert recipe(plan, "coarse").input_size.value == 96
+    written = read_json(workspace.plan_file(DATASET))["configurations"]["coarse"]
+    assert written["inherits_from"] == "2d"
+    assert set(written) <= {"inherits_from", "recipes"}
+    assert plan.store_key("coarse") == plan.store_key("2d")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("normalization",), {"value": [{"scheme": "rescale_to_01"}], "reason": "mine"}),
+        (("target_spacing",), {"value": [2.0, 1.5, 1.5], "reason": "mine"}),
+        (("configurations", "2d", "spacing"), {"value": [None, 1.5, 1.5], "reason": "mine"}),
+    ],
+)
+def test_edits_that_stores_depend_on_are_never_trained_with_the_old_store(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], place: tuple[str, ...], value: Any
+) -> None:
+    """Training names the edit and the command; after that command it uses another store."""
+    before = load_plan(workspace.plan_file(DATASET)).store_key("2d")
+    edit(workspace, *place, value=value)
+    assert training(workspace, "-c", "2d") == 2
+    error = capsys.readouterr().err
+    assert f"samunet_plan_and_preprocess -d {DATASET} -c 2d" in error
+    assert place[-1] in error
+    assert "Traceback" not in error
+    plan, _ = run(workspace)
+    assert plan.store_key("2d") != before
+    check_planned_around(plan, "2d")
+    assert len(opened(workspace, plan).names()) == 6
+
+
+def test_a_store_of_another_plan_is_named_and_not_used(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan for which nothing is preprocessed says which stores there are, and what to run."""
+    edit(workspace, "normalization", value={"value": [{"scheme": "rescale_to_01"}], "reason": "mine"})
+    record_file(workspace.plan_file(DATASET)).unlink()
+    assert training(workspace, "-c", "2d") == 2
+    error = capsys.readouterr().err
+    stores = [file.parent.name for file in workspace.preprocessed_folder(DATASET).glob("*/store.json")]
+    assert stores[0] in error
+    assert f"samunet_plan_and_preprocess -d {DATASET} -c 2d" in error
+
+
+def test_a_changed_image_is_not_trained_from_the_old_store(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training refuses and names the case; preprocessing redoes that case only, and then it trains."""
+    file = workspace.raw / DATASET / "imagesTr" / "case_2_0000.nii.gz"
+    volume, _ = make_case(2)
+    write_image(file, Volume(volume.data + np.float32(50), volume.geometry))
+    assert training(workspace, "-c", "2d") == 2
+    error = capsys.readouterr().err
+    assert "have changed since preprocessing" in error
+    assert "case_2" in error
+    assert "case_3" not in error
+    assert f"samunet_plan_and_preprocess -d {DATASET} -c 2d" in error
+    plan, reporter = run(workspace)
+    store = CaseStore(workspace.store_folder(DATASET, plan.store_key("2d")), spec=plan.store_spec("2d"))
+    assert "5 of 6 cases are already preprocessed" in said(reporter)
+    assert store.record("case_2").source_sha256 != store.record("case_3").source_sha256
+    assert training(workspace, "-c", "2d") == 0
+
+
+def test_touched_files_with_the_same_content_are_no_change(workspace: Workspace) -> None:
+    """Copying a dataset changes times, not images."""
+    for file in (workspace.raw / DATASET / "imagesTr").iterdir():
+        os.utime(file, (1, 1))
+    assert len(opened(workspace, load_plan(workspace.plan_file(DATASET))).names()) == 6
+
+
+def test_changed_labels_are_not_trained_with_the_old_plan(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another dataset.json has to be planned for first."""
+    file = workspace.raw / DATASET / "dataset.json"
+    content = read_json(file)
+    content["labels"] = {"background": 0, "ball": 2, "cube": 1}
+    write_json(file, content)
+    assert training(workspace, "-c", "2d") == 2
+    assert "not those that were planned for" in capsys.readouterr().err
+
+
+def test_the_command_says_what_it_kept(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line tells of kept and of discarded edits, and explains what would change a decision."""
+    edit(workspace, *RECIPE, "input_size", "value", value=448)
+    flags = ["-d", "901", "--workspace", str(workspace.raw.parent), "-np", "1", "-c", "2d", "--no-verify"]
+    assert command.main([*flags, "--explain"]) == 0
+    shown = capsys.readouterr().out
+    assert "input_size = 448" in shown
+    assert " minutes: " in shown
+    assert command.main([*flags, "--overwrite-plan"]) == 0
+    assert "edits are discarded" in capsys.readouterr().err

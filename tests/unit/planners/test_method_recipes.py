@@ -1,0 +1,137 @@
+"""Changes of the planned method: what depends on it is planned anew, what was edited by hand stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samunet.artifacts.method import DepthAttention, Lora, Method
+from samunet.artifacts.plan import Plan, Recipe
+from samunet.artifacts.workspace import Workspace
+from samunet.core.config import save_schema
+from samunet.core.errors import ConfigError, UsageError
+from samunet.pipeline.training_run import TrainingRequest, resolve
+from samunet.planners import peft
+from samunet.planners.method_recipes import changed_recipe, with_changes
+from samunet.planners.planner import make_plan
+from samunet.planners.presets import PRESETS
+from tests import planning_facts as facts
+from tests.samples import decided
+
+FINGERPRINT = facts.fingerprint([facts.case()] * 6)
+WEIGHTS, DEVICE = "sam", "gpu"
+WIDE = {"encoder.adapters.0.targets": ["q", "k", "v", "o"]}
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    """Planned for slices, and for slabs."""
+    return make_plan(FINGERPRINT, facts.description(), facts.budget())
+
+
+def own(plan: Plan, configuration: str = "2d") -> Recipe:
+    return plan.configuration(configuration).recipes[WEIGHTS][DEVICE]
+
+
+def changed(plan: Plan, recipe: Recipe | None = None, configuration: str = "2d", **asked: Any) -> Recipe:
+    return changed_recipe(
+        recipe or own(plan, configuration),
+        plan,
+        FINGERPRINT,
+        configuration=configuration,
+        weights=WEIGHTS,
+        device=DEVICE,
+        **{"changes": {}, **asked},
+    )
+
+
+@pytest.mark.parametrize("asked", [{"rank": 16}, {"changes": {"encoder.adapters.0.rank": 16}}, {"changes": WIDE}])
+def test_the_learning_rate_follows_rank_and_targets(plan: Plan, asked: dict[str, Any]) -> None:
+    """More rank or more targets lower it as the rule says, and nothing of the schedule moves."""
+    before, after = own(plan), changed(plan, **asked)
+    rate, reason = peft.learning_rate(after.method_parts(), weights=WEIGHTS, batch=after.batch_size.value)
+    assert (after.learning_rate.value, after.learning_rate.reason) == (rate, reason)
+    assert rate < before.learning_rate.value
+    assert after.epochs == before.epochs
+    assert after.input_size == before.input_size
+
+
+def test_without_a_change_nothing_changes(plan: Plan) -> None:
+    """An empty change gives the recipe itself, reasons included."""
+    assert changed(plan) == own(plan)
+
+
+def test_another_way_of_training_is_planned_anew(plan: Plan) -> None:
+    """A whole encoder instead of adapters takes a small rate and another decay."""
+    after = changed(plan, changes={"encoder": {"train": "full"}})
+    assert after.learning_rate.value == 1e-4
+    assert after.weight_decay.value == 0.05
+
+
+def test_what_was_edited_by_hand_stays(plan: Plan) -> None:
+    """An edited rate, length and size survive; the batch is planned around the edited size."""
+    edits = {"learning_rate": decided(3e-3), "epochs": decided(7), "input_size": decided(448)}
+    edited = own(plan).model_copy(update=edits)
+    after = changed(plan, edited, rank=16)
+    assert after.method_parts().adapter("lora").rank == 16
+    for field in edits:
+        assert getattr(after, field) == getattr(edited, field)
+    assert after.tile_vox == edited.tile_vox
+
+
+@pytest.mark.parametrize("change", [{"depth.kind": "none"}, {"depth": {"kind": "none"}}])
+def test_slabs_without_a_path_over_depth_are_refused(plan: Plan, change: dict[str, Any]) -> None:
+    """As a word or as an object, and the message says what to change."""
+    with pytest.raises(ConfigError, match="would not see each other") as caught:
+        changed(plan, configuration="3d", changes=change)
+    assert "--set depth.kind=attention" in str(caught.value)
+
+
+def test_random_weights_need_a_method_that_trains_everything(plan: Plan) -> None:
+    """Adapters on random weights are refused before anything is built."""
+    recipe = plan.configuration("2d").recipes["none"]["gpu"]
+    asked = {"encoder": {"train": "adapters", "adapters": [{"kind": "lora"}]}}
+    with pytest.raises(ConfigError, match="--weights none"):
+        changed_recipe(recipe, plan, FINGERPRINT, configuration="2d", weights="none", device="gpu", changes=asked)
+
+
+def test_a_rank_that_is_set_holds_in_every_block() -> None:
+    """Ranks per block would hide it; given together, both are taken as they are."""
+    probed = PRESETS["samed"].method.model_dump(mode="json")
+    probed["encoder"]["adapters"][0]["ranks"] = [2] * 12
+    method = Method.model_validate(probed)
+    assert with_changes(method, {"encoder.adapters.0.rank": 8}).adapter("lora") == Lora(rank=8)
+    assert with_changes(method, {}, rank=8).adapter("lora") == Lora(rank=8)
+    both = {"encoder.adapters.0.ranks": [3] * 12, "encoder.adapters.0.rank": 3}
+    assert with_changes(method, both).adapter("lora").ranks == (3,) * 12
+    with pytest.raises(UsageError, match="no low-rank adapters"):
+        with_changes(PRESETS["sam_decoder"].method, {}, rank=8)
+
+
+def test_another_kind_starts_from_its_own_defaults() -> None:
+    """Values of the former kind do not stand in its way; values given with it hold."""
+    ma_sam = PRESETS["ma_sam"].method
+    assert with_changes(ma_sam, {"depth.kind": "attention"}).depth == DepthAttention()
+    asked = {"encoder.adapters.0.kind": "lora", "encoder.adapters.0.rank": 2}
+    assert with_changes(PRESETS["sam_adapter"].method, {"encoder.adapters.0.kind": "lora"}).adapter("lora") == Lora()
+    with pytest.raises(ConfigError, match="no such choice"):
+        with_changes(PRESETS["sam_adapter"].method, asked)
+    corrected = with_changes(PRESETS["med_sa"].method, {"prompts.kind": "points"}).prompts
+    assert corrected.corrections == 1
+
+
+def test_the_command_line_replans_unless_a_rate_is_given(plan: Plan, tmp_path: Path) -> None:
+    """--rank and --set reach the rule for the plan's method, for presets and on another backbone; --lr wins."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    save_schema(FINGERPRINT, workspace.fingerprint_file(plan.dataset))
+
+    def rate(**asked: Any) -> float:
+        request = TrainingRequest(plan.dataset, "0", configuration="2d", **asked)
+        return resolve(request, plan, "2d", "cpu", workspace).learning_rate
+
+    for asked in ({}, {"preset": "samed"}, {"backbone": "vit_l"}):
+        assert rate(**asked, rank=16) < rate(**asked)
+        assert rate(**asked, changes=WIDE) < rate(**asked)
+        assert rate(**asked, rank=16, learning_rate=2e-3) == 2e-3

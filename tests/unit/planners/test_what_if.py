@@ -1,0 +1,150 @@
+"""What-ifs are what they say: planned again under their condition, the decision is the one they name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
+from samunet.artifacts.plan import Plan
+from samunet.planners.edits import decisions
+from samunet.planners.planner import make_plan
+from samunet.planners.what_if import CPU_MINUTES, Place, what_ifs
+from samunet.planners.words import short
+from tests import planning_facts as facts
+
+CASES = [
+    facts.case(
+        shape=(30, 240, 240),
+        spacing=(5, 1, 1),
+        structures={"organ": facts.structure(coherence_mm=(12.0, 9.0, 9.0))},
+    )
+] * 10
+BUDGET = {"gpu": 8.0, "cpu": 16.0, "minutes": 60.0}
+AT = ("configurations", "2.5d", "recipes")
+
+
+def plan(cases: list[CaseFacts] | None = None, **budget: float) -> Plan:
+    return make_plan(measured(cases), facts.description(), facts.budget(**{**BUDGET, **budget}))
+
+
+def measured(cases: list[CaseFacts] | None = None) -> Fingerprint:
+    return facts.fingerprint(CASES if cases is None else cases)
+
+
+@pytest.fixture(scope="module")
+def found() -> Mapping[Place, tuple[str, ...]]:
+    return what_ifs(plan(), measured())
+
+
+def number(sentence: str, pattern: str) -> float:
+    match = re.search(pattern, sentence)
+    assert match, sentence
+    return float(match[1])
+
+
+def test_every_what_if_about_hardware_holds(found: Mapping[Place, tuple[str, ...]]) -> None:
+    """Planning for the GPU, memory or minutes it names gives the value it names, which is not the planned one."""
+    plans: dict[tuple[str, float], dict[Place, Any]] = {}
+    checked = 0
+    now = dict(decisions(plan()))
+    for place, sentences in found.items():
+        for sentence in sentences:
+            match = re.fullmatch(r"with (\d+) (GiB|minutes): (.*)", sentence)
+            if match is None:
+                continue
+            kind = {"minutes": "minutes", "GiB": place[-2]}[match[2]]
+            key = (kind, float(match[1]))
+            if key not in plans:
+                plans[key] = dict(decisions(plan(**{key[0]: key[1]})))
+            assert short(plans[key][place].value) == match[3] != short(now[place].value)
+            checked += 1
+    assert checked > 50
+    assert {kind for kind, _ in plans} == {"gpu", "cpu", "minutes"}
+
+
+def test_the_nearest_change_is_named(found: Mapping[Place, tuple[str, ...]]) -> None:
+    """Sizes between the present and the one that is named decide alike."""
+    place = (*AT, "none", "cpu", "input_size")
+    minutes = sorted(
+        int(number(sentence, r"with (\d+) minutes")) for sentence in found[place] if "minutes:" in sentence
+    )
+    now = dict(decisions(plan()))[place].value
+    between = [m for m in CPU_MINUTES if m != 60 and (minutes[0] < m < 60 or 60 < m < minutes[-1])]
+    assert minutes
+    assert all(dict(decisions(plan(minutes=m)))[place].value == now for m in between)
+
+
+def test_a_decision_that_hangs_on_nothing_has_no_what_if(found: Mapping[Place, tuple[str, ...]]) -> None:
+    """No hardware changes the loss or the backbone."""
+    assert not any(place[-1] in ("loss", "backbone", "decoder", "memory_gib") for place in found)
+
+
+def test_the_ratio_of_spacings_is_the_rules(found: Mapping[Place, tuple[str, ...]]) -> None:
+    """Below the ratio it names an anisotropic axis keeps its median, above it takes the percentile."""
+    ratio = number(found["target_spacing",][0], r"with axis Z ([\d.]+) times")
+    reasons = [
+        plan([case.model_copy(update={"spacing": (ratio * factor, 1, 1)}) for case in CASES]).target_spacing.reason
+        for factor in (1.03, 0.97)
+    ]
+    assert ["percentile" in reason for reason in reasons] == [True, False]
+
+
+def test_the_slice_axis_changes_at_the_spacing_that_is_named() -> None:
+    """A hair above it slices are stacked along the other axis."""
+    cubes = [facts.case(shape=(100, 100, 100), spacing=(1.2, 1, 1))] * 4
+    sentence = what_ifs(plan(cubes), measured(cubes))["frame",][0]
+    match = re.fullmatch(r"with ([\d.]+) mm along axis (.) \(now 1\): axis (.)", sentence)
+    assert match, sentence
+    axis = "ZYX".index(match[2])
+
+    def stacked(mm: float) -> int:
+        spacing = [1.2, 1.0, 1.0]
+        spacing[axis] = mm
+        return plan([facts.case(shape=(100, 100, 100), spacing=tuple(spacing))] * 4).frame.value.slice_axis  # type: ignore[arg-type]
+
+    assert stacked(float(match[1]) * 1.01) == "ZYX".index(match[3]) != stacked(1.0)
+
+
+def test_labelled_slices_and_coherence_are_the_rules(found: Mapping[Place, tuple[str, ...]]) -> None:
+    """The rank grows at the number of slices that is named, the slabs at the distance."""
+    slices = number(found[(*AT, "sam", "gpu", "encoder")][-1], r"with (\d+) labelled slices")
+    assert rank_at(round(slices) + 10) == rank_at(round(slices) - 10) + 1
+    sentence = found["configurations", "3d", "slab_depth"][0]
+    factor, depth = number(sentence, r"cohere ([\d.]+) times"), number(sentence, r": (\d)$")
+    held = {"organ": facts.structure(coherence_mm=(12.0 * factor * (1.02 if factor > 1 else 0.98), 9.0, 9.0))}
+    changed = plan([case.model_copy(update={"structures": held}) for case in CASES])
+    assert changed.configurations["3d"].slab_depth.value == depth != plan().configurations["3d"].slab_depth.value
+
+
+def rank_at(slices: int) -> int:
+    """The planned rank of a dataset with so many labelled slices, in one case."""
+    case = CASES[0].model_copy(update={"shape": (slices, 240, 240), "shape_after_crop": (slices, 240, 240)})
+    found = plan([case.model_copy(update={"num_foreground_slices": (slices, 9, 9)})])
+    return found.configuration("2d").recipes["sam"]["gpu"].encoder.value.adapters[0].rank
+
+
+def test_the_sizes_of_slices_are_the_rules(found: Mapping[Place, tuple[str, ...]]) -> None:
+    """Slices as large as it says want the input it says, where hardware allows it."""
+    sentence = found[(*AT, "sam", "gpu", "input_size")][-1]
+    size, side = (int(number(sentence, rf"; {p}")) for p in (r"(\d+) px", r"\d+ px for typical slices of (\d+)"))
+    large = [case.model_copy(update={"shape_after_crop": (30, side, side)}) for case in CASES]
+    assert plan(large, gpu=200.0).configuration().recipes["sam"]["gpu"].input_size.value == size
+
+
+def test_the_other_thresholds_are_the_rules(found: Mapping[Place, tuple[str, ...]]) -> None:
+    """Coherence, the nonzero crop and rare foreground change their decisions at the numbers that are named."""
+    agree = number(found["recommended",][0], r"no more than ([\d.]+)")
+    held = {"organ": facts.structure(coherence=(agree - 0.01,) * 3)}
+    assert plan([case.model_copy(update={"structures": held}) for case in CASES]).recommended.value == "2d"
+    kept = number(found["normalization",][0], r"less than ([\d.]+)")
+    cropped = [case.model_copy(update={"relative_size_after_crop": kept - 0.01}) for case in CASES]
+    assert plan(cropped).normalization.value[0].use_nonzero_mask
+    sentence = found[(*AT, "none", "gpu", "foreground_fraction")][-1]
+    rare = [case.model_copy(update={"num_foreground_slices": (7, 9, 9)}) for case in CASES]
+    fraction = plan(rare).configuration().recipes["none"]["gpu"].foreground_fraction.value
+    assert sentence.startswith("if fewer than 25%")
+    assert sentence.endswith(f": {fraction:g}")
