@@ -27,8 +27,6 @@ from samunet.planners.load import Load as Load
 GIB = 1 << 30
 # What is no tensor of the step: a GPU's context and libraries, the allocator's rounding and holes.
 _FIXED_BYTES = GIB
-_STOCK_PARAMETERS = 3_500_000
-_STOCK_PARAMETERS_PER_TOKEN = 140_000
 # Of a decoder without prompts: what estimates the masks' IoU trains, though no mask depends on it.
 _ESTIMATOR_PARAMETERS = 132_000
 # Float32 copies of what trains: two moments and the moving average always; in the update the gradient, and one more
@@ -122,18 +120,32 @@ def _parameters(load: Load) -> tuple[int, int]:
     method, encoder = load.method, encoder_parameters(load.spec, load.input_size)
     adapters = encoder_adapter_parameters(method, load.spec, slab_depth=load.slab_depth)
     unet = unet_parameters(method)
-    held = encoder + adapters + unet + _STOCK_PARAMETERS + _STOCK_PARAMETERS_PER_TOKEN * load.num_tokens
     trained = adapters + unet + decoder_parameters(method, load.num_tokens)
     if method.decoder.train != "none" and not method.promptable:
         trained += _ESTIMATOR_PARAMETERS
+    held = encoder + adapters + unet + _mask_decoder_parameters(load)
     return held, trained + (encoder if method.encoder.train == "full" else 0)
+
+
+def _mask_decoder_parameters(load: Load) -> int:
+    """All of the mask decoder with its adapters, whether used or not."""
+
+    def count(train: str) -> int:
+        plain = load.method.decoder.model_copy(update={"train": train, "conditioning": "none"})
+        return decoder_parameters(load.method.model_copy(update={"decoder": plain}), load.num_tokens)
+
+    injected = load.method.decoder.train in ("lora", "adapters")
+    added = decoder_parameters(load.method, load.num_tokens) - count("heads") if injected else 0
+    return count("full") + added + (0 if load.method.promptable else _ESTIMATOR_PARAMETERS)
 
 
 def _encoder_and_decoder(load: Load) -> tuple[float, float]:
     """Bytes of activations at the loss, and where the backward pass enters the encoder (frozen: before the decoder)."""
     decoder, passing = _decoder_bytes(load)
-    copies = _NARROW * _decoder_weights(load) if load.is_half else 0
     rounds = 1 + load.method.prompts.corrections * load.method.promptable
+    is_unet = load.method.fusion.kind == "unet"
+    weights = unet_parameters(load.method) if is_unet else _mask_decoder_parameters(load)
+    copies = _NARROW * rounds * weights if load.is_half else 0
     loss = _WIDE * (_LOSS_COPIES * load.num_tokens + _LOSS_INDICES) * load.tile_vox**2
     decoding = load.slices * (rounds * decoder + loss + passing + embedding_bytes(load)) + copies
     parts = encoder_parts(load)
@@ -145,7 +157,8 @@ def _encoder_and_decoder(load: Load) -> tuple[float, float]:
     passing = max(part.passing + (part.kept if load.checkpointing else 0) for part in reached)
     kept = load.slices * kept + (_NARROW * _encoder_weights(load, first) if load.is_half else 0)
     gradients = _WIDE * decoder_parameters(load.method, load.num_tokens) + _WIDE * unet_parameters(load.method)
-    return kept + decoding, kept + gradients + load.slices * passing
+    # The rounds before the last still wait for their gradient when the decoder has one.
+    return kept + decoding, kept + gradients + load.slices * max(passing, (rounds - 1) * decoder)
 
 
 def _encoder_weights(load: Load, first: int) -> int:
@@ -161,12 +174,6 @@ def _encoder_weights(load: Load, first: int) -> int:
         return (whole + adapters) // load.spec.depth
     reached = (len(encoder_parts(load)) - first) / len(encoder_parts(load))
     return int(whole * reached) + (0 if full and load.checkpointing else adapters)
-
-
-def _decoder_weights(load: Load) -> int:
-    if load.method.fusion.kind == "unet":
-        return unet_parameters(load.method)
-    return _STOCK_PARAMETERS + _STOCK_PARAMETERS_PER_TOKEN * load.num_tokens
 
 
 def _decoder_bytes(load: Load) -> tuple[float, float]:

@@ -64,7 +64,7 @@ def test_a_bad_image_stops_no_other_and_sets_the_exit_code(trained: Path, tmp_pa
     assert code == 1
     assert "case_7" in text.err
     assert "Traceback" not in text.err + text.out
-    assert {p.name for p in output.iterdir()} == {"case_6.nii.gz", "prediction.json"}
+    assert {p.name for p in output.iterdir()} == {"case_6.nii.gz", "prediction.json", "quality.json", "quality.csv"}
     report = json.loads((output / "prediction.json").read_text())
     assert [(c["case"], c["status"]) for c in report["cases"]] == [("case_6", "predicted"), ("case_7", "failed")]
 

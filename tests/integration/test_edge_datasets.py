@@ -92,9 +92,9 @@ def test_edge_datasets_train_and_predict(
     """Nothing fails, a case is segmented on its own grid, with the overlaps and views of the plan."""
     seen: list[SlidingOptions] = []
 
-    def recording(models: Any, recipe: ResolvedRecipe, options: SlidingOptions) -> SlidingPredictor:
+    def recording(models: Any, recipe: ResolvedRecipe, options: SlidingOptions, **others: Any) -> SlidingPredictor:
         seen.append(options)
-        return SlidingPredictor(models, recipe, options)
+        return SlidingPredictor(models, recipe, options, **others)
 
     monkeypatch.setattr(predictor_module, "SlidingPredictor", recording)
     workspace, dataset = prepare(tmp_path, name, configuration)

@@ -237,7 +237,7 @@ def test_a_time_limit_ends_the_run_and_the_steps_are_recorded(workspace: Workspa
 
 def test_patience_stops_early(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
     """Without a better monitor score for the given epochs the run ends, and says so."""
-    monkeypatch.setattr("samunet.training.validation.VolumeEvaluator.mean_dice", lambda *_: 0.5)
+    monkeypatch.setattr("samunet.training.validation.VolumeEvaluator.mean_dice", lambda *_, **__: 0.5)
     result = run(workspace, fold="all", epochs=9, patience=2)
     manifest = read_checkpoint(checkpoint_file(result.folder, "final")).manifest
     assert manifest.epochs == 3
