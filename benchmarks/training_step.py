@@ -223,7 +223,8 @@ def train_step(load: Load, meter: LiveBytes | None = None, *, device: str = "cpu
         phase(meter, "forward")
         loss = objective.loss(model, tuple(part.to(device) for part in batch_of(load)))
         phase(meter, "backward")
-        loss.backward()  # type: ignore[no-untyped-call]
+        # As a function, since a method of a tensor would switch the casts off while blocks are recomputed.
+        torch.autograd.backward(loss)
         phase(meter, "update")
         clip_gradients([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
