@@ -2,15 +2,16 @@
 
     python -m benchmarks.base_weights --backbone vit_xs --minutes 10 --output FOLDER/vit_xs.pth
 
-Adapting a frozen random encoder shows nothing, and SAM's own weights are not needed to compare methods. The network
-learns from boxes, clicks and corrections on generated images (`benchmarks.shapes`), as SAM did on photographs, and is
-written in the layout of a SAM checkpoint, which `--weights sam:FILE` reads. It says nothing about real SAM weights.
+Adapting a frozen random encoder shows nothing, and SAM's own weights are not needed to compare methods. On generated
+images (`benchmarks.shapes`) the encoder learns to hold what a thrown-away layer needs to draw objects, edges and the
+image; then the prompt encoder and the mask decoder learn from boxes, clicks and corrections, as SAM did on photographs.
+The result is written in the layout of a SAM checkpoint, which `--weights sam:FILE` reads. It says nothing about real
+SAM weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.shapes import random_image
-from samunet.artifacts.model_spec import PROMPT_DIM, STOCK_TOKENS, TOKEN_SIZE, get_spec
-from samunet.artifacts.plan import Decay, IntensityMap
+from benchmarks.synthetic_weights import SIDE, Image, optimise, random_view, train_encoder
+from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
+from samunet.artifacts.plan import IntensityMap
 from samunet.core.files import atomic_path, sha256_file, write_json
 from samunet.inference.encode import map_intensities
 from samunet.inference.simulation import clicks, error_click, jittered_box, largest_object, tight_box
 from samunet.models.decoders.promptable import PromptBatch, predict_prompted
 from samunet.models.sam.network import SamNetwork, build_network
-from samunet.models.sam.positions import fit_positions
 from samunet.pipeline.provenance import describe
-from samunet.training.optim import MovingAverage, learning_rate_factor, set_learning_rate
 from samunet.training.prompted import actual_iou
 
-SIDE, BATCH, NUM_OBJECTS, NUM_IMAGES, NUM_HELD_OUT = 224, 4, 4, 600, 64
-SHARE_CORRECTED = 0.25
-LOSS_SIDE = 112
-PHASES = ((112, 0.6), (224, 0.4))
-COSINE = Decay(kind="cosine")
-RATES = {"vit": 1e-3, "tiny_vit": 2e-3}
+NUM_IMAGES, NUM_HELD_OUT = 3000, 128
+PROMPTED_BATCH, NUM_OBJECTS = 8, 4
+SHARE_DRAWN, SHARE_CORRECTED = 0.45, 0.2
+NUM_VIEWS = 2
+PROMPTED_RATE = 1e-3
 PIXELS = IntensityMap(kind="sam_pixels", lower=(0.0,), upper=(1.0,))
-Image = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 
 def main() -> None:
@@ -75,30 +73,36 @@ def main() -> None:
     print(f"{options.output}: {steps} steps, held-out IoU {scores}, without any model {floors}")
 
 
-def train(backbone: str, images: list[Image], *, minutes: float, seed: int) -> tuple[SamNetwork, int, float]:
-    """Train first at half the side, where steps are cheap, then at the full; returns the network in eval mode."""
+def train(
+    backbone: str, images: list[Image], *, minutes: float, seed: int
+) -> tuple[SamNetwork, list[int], list[float]]:
+    """Train the encoder by drawing, then the rest on its embeddings; returns the network, each one's steps and loss."""
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed + 1)
-    network: SamNetwork | None = None
-    steps, loss = 0, 0.0
-    for side, share in PHASES:
-        network = grown(backbone, network, side)
-        done, loss = train_phase(network, backbone, [shrunk(i, side) for i in images], minutes * share, generator)
-        steps += done
-    assert network is not None
-    return network.eval(), steps, loss
+    network = build_network(get_spec(backbone), image_size=SIDE, num_tokens=STOCK_TOKENS)
+    align_attention(network)
+    drawing = minutes * SHARE_DRAWN
+    first = train_encoder(
+        network.image_encoder, images, encode, backbone=backbone, minutes=drawing, generator=generator
+    )
+    network.eval()
+    views = [random_view(image, generator) for _ in range(NUM_VIEWS) for image in images]
+    embeddings = embed(network, views)
+
+    def prompted() -> Tensor:
+        picked = [int(generator.integers(len(views))) for _ in range(PROMPTED_BATCH)]
+        return prompted_loss(network, embeddings[picked], [views[i][1] for i in picked], generator)
+
+    rest = [network.prompt_encoder, network.mask_decoder]
+    second = optimise("prompts", prompted, rest, PROMPTED_RATE, minutes * (1 - SHARE_DRAWN))
+    return network, [first[0], second[0]], [first[1], second[1]]
 
 
-def grown(backbone: str, former: SamNetwork | None, side: int) -> SamNetwork:
-    """A network for a side: from random weights, or from one of another side, its positions resized."""
-    network = build_network(get_spec(backbone), image_size=side, num_tokens=STOCK_TOKENS)
-    if former is None:
-        align_attention(network)
-        return network
-    state = dict(former.state_dict())
-    fit_positions(state, network.state_dict(), "image_encoder.")
-    network.load_state_dict(state)
-    return network
+@torch.inference_mode()
+def embed(network: SamNetwork, images: list[Image]) -> Tensor:
+    """Embeddings (N, 256, S/16, S/16) of images."""
+    chunks = [images[first : first + 64] for first in range(0, len(images), 64)]
+    return torch.cat([network.image_encoder(encode([pixels for pixels, _ in chunk])) for chunk in chunks]).clone()
 
 
 def align_attention(network: SamNetwork) -> None:
@@ -113,65 +117,14 @@ def align_attention(network: SamNetwork) -> None:
             attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 
-def shrunk(image: Image, side: int) -> Image:
-    """An image at a whole fraction of its side."""
-    pixels, labels = image
-    step = len(pixels) // side
-    means = pixels.reshape(side, step, side, step).mean((1, 3))
-    return means.astype(np.float32), np.ascontiguousarray(labels[step // 2 :: step, step // 2 :: step])
-
-
-def train_phase(
-    network: SamNetwork, backbone: str, images: list[Image], minutes: float, generator: np.random.Generator
-) -> tuple[int, float]:
-    """Train for some minutes of this process's own time; returns the steps and the last mean loss."""
-    rate = RATES[get_spec(backbone).family]
-    helper = nn.ConvTranspose2d(PROMPT_DIM, 2, TOKEN_SIZE, stride=TOKEN_SIZE)
-    trained = [*network.train().parameters(), *helper.parameters()]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
-    average = MovingAverage(network, 0.998)
-    began, step, recent = time.process_time(), 0, [0.0]
-    while (progress := (time.process_time() - began) / (60 * minutes)) < 1:
-        factor = learning_rate_factor(step, progress, warmup_steps=100, decay=COSINE)
-        set_learning_rate(optimizer, rate * factor)
-        picked = [random_view(images[int(generator.integers(len(images)))], generator) for _ in range(BATCH)]
-        loss = batch_loss(network, helper, picked, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        average.update()
-        step += 1
-        recent = [*recent[-49:], loss.item()]
-        if step % 100 == 0:
-            print(f"{len(images[0][0])} px {progress:5.1%} step {step} loss {np.mean(recent):.3f}", flush=True)
-    average.swap()
-    return step, float(np.mean(recent))
-
-
-def random_view(image: Image, generator: np.random.Generator) -> Image:
-    """Flipped and turned by right angles, contrast inverted at random."""
-    pixels, labels = (np.rot90(part, int(generator.integers(4))) for part in image)
-    if generator.random() < 0.5:
-        pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-    pixels = 1 - pixels if generator.random() < 0.5 else pixels
-    return np.ascontiguousarray(pixels), np.ascontiguousarray(labels)
-
-
-def batch_loss(network: SamNetwork, helper: nn.Module, picked: list[Image], generator: np.random.Generator) -> Tensor:
+def prompted_loss(
+    network: SamNetwork, embeddings: Tensor, labels: list[NDArray[np.uint8]], generator: np.random.Generator
+) -> Tensor:
     """Several objects per image, prompted by boxes or clicks, now and then corrected by one more click.
 
-    A single click is ambiguous: besides token 0, only the best of the other tokens learns from it, as in SAM. A helper
-    that is thrown away draws objects and their edges straight from the embedding, from which the encoder learns faster.
+    A single click is ambiguous: besides token 0, only the best of the other tokens learns from it, as in SAM.
     """
-    embeddings = network.image_encoder(encode([pixels for pixels, _ in picked]))
-    labels = torch.from_numpy(np.stack([labels for _, labels in picked]).astype(np.int16))
-    loss = dense_loss(helper(embeddings), labels)
-    masks = np.stack([random_object(one, generator) for _, one in picked for _ in range(NUM_OBJECTS)])
+    masks = np.stack([random_object(one, generator) for one in labels for _ in range(NUM_OBJECTS)])
     repeated = embeddings.repeat_interleave(NUM_OBJECTS, dim=0)
     use_box = bool(generator.random() < 0.5)
     prompts = first_prompts(masks, generator, box=use_box)
@@ -181,15 +134,7 @@ def batch_loss(network: SamNetwork, helper: nn.Module, picked: list[Image], gene
         prompts = corrected(prompts, logits.detach(), masks, generator)
         again, _ = answer_loss(network, repeated, prompts, target, ambiguous=False)
         first = (first + again) / 2
-    return loss + first
-
-
-def dense_loss(drawn: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of objects and of their edges, drawn as (B, 2, S, S) logits."""
-    value = labels[:, None].float()
-    edges = functional.max_pool2d(value, 3, 1, 1) != -functional.max_pool2d(-value, 3, 1, 1)
-    wanted = torch.cat([(value > 0).float(), edges.float()], dim=1)
-    return functional.binary_cross_entropy_with_logits(drawn, wanted)
+    return first
 
 
 def answer_loss(
@@ -197,7 +142,7 @@ def answer_loss(
 ) -> tuple[Tensor, Tensor]:
     """BCE + Dice, and the squared error of the estimated IoU of all tokens; with token 0's logits (B, 1, S/4, S/4)."""
     logits, quality = predict_prompted(network.prompt_encoder, network.mask_decoder, embeddings, prompts)
-    wanted = functional.avg_pool2d(target.float(), max(1, target.shape[-1] // LOSS_SIDE))
+    wanted = target.float()
     finer = functional.interpolate(logits, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
     each = mask_losses(finer, wanted)
     loss = each[:, 0].mean()
@@ -208,17 +153,16 @@ def answer_loss(
 
 
 def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """Balanced BCE + 1 - Dice of every mask (B, T, h, w) against (B, 1, h, w): (B, T).
+    """20 x focal loss + 1 - Dice of every mask (B, T, h, w) against (B, 1, h, w): (B, T).
 
-    Inside and outside of the object count alike, or small objects would be learned last.
+    Source: SAM (Kirillov et al. 2023), appendix A.
     """
     target = target.expand_as(logits)
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    inside = (entropy * target).sum((2, 3)) / (target.sum((2, 3)) + 1)
-    outside = (entropy * (1 - target)).sum((2, 3)) / ((1 - target).sum((2, 3)) + 1)
     probability = logits.sigmoid()
+    focal = (entropy * (target - probability).square()).mean((2, 3))
     overlap = 2 * (probability * target).sum((2, 3)) + 1
-    return (inside + outside) / 2 + 1 - overlap / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
+    return 20 * focal + 1 - overlap / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
 
 
 def random_object(labels: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.bool_]:
@@ -259,8 +203,8 @@ def held_out_iou(network: SamNetwork, images: list[Image], *, box: bool) -> floa
     """Mean IoU of token 0 on images that were not trained on."""
     generator = np.random.default_rng(7)
     scores: list[float] = []
-    for first in range(0, len(images), BATCH):
-        chunk = images[first : first + BATCH]
+    for first in range(0, len(images), PROMPTED_BATCH):
+        chunk = images[first : first + PROMPTED_BATCH]
         masks = np.stack([random_object(labels, generator) for _, labels in chunk])
         embeddings = network.image_encoder(encode([pixels for pixels, _ in chunk]))
         prompts = first_prompts(masks, generator, box=box)

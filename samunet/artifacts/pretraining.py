@@ -21,7 +21,7 @@ PRETRAINED_VERSION = 1
 UNLABELLED = "unlabelled_"
 _KEY = "pretrained"
 
-Objective = Literal["masked_images", "supervised"]
+Objective = Literal["masked_images", "supervised", "drawn_shapes"]
 
 
 class SeenDataset(Schema):
@@ -69,7 +69,8 @@ class Pretrained(Schema):
 
     Args:
         version: Schema version.
-        objective: "masked_images" (no label is read; holds an encoder) or "supervised" (holds a whole SAM).
+        objective: "masked_images" (no label is read; holds an encoder), "supervised" (holds a whole SAM) or
+            "drawn_shapes" (generated images alone; holds an encoder).
         kind: Kind of weights, which decides recipe and intensities.
         backbone: Image encoder.
         input_size: Side of the encoder's input.

@@ -32,7 +32,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     result = plan_and_preprocess(folder, workspace, cpu_minutes=1, configurations=names, reporter=SilentReporter())
     assert not result.failed
     torch.manual_seed(0)
-    for backbone in set(SMALL.values()):
+    for backbone in ("vit_xs", "vit_t_xs", "vit_t"):
         network = build_network(get_spec(backbone), image_size=112, num_tokens=STOCK_TOKENS)
         torch.save(network.state_dict(), workspace.raw / f"{backbone}.pth")
     return workspace
@@ -43,9 +43,10 @@ def request(
 ) -> tuple[TrainingRequest, Workspace]:
     preset = PRESETS[name]
     backbone = backbone or SMALL[preset.backbone]
+    kind = "mobile_sam" if backbone == "vit_t" else preset.weights
     values = {
         "backbone": backbone,
-        "weights": f"{preset.weights}:{workspace.raw / f'{backbone}.pth'}",
+        "weights": f"{kind}:{workspace.raw / f'{backbone}.pth'}",
         "changes": {},
         **options,
     }
@@ -66,6 +67,40 @@ def test_every_preset_trains_and_predicts(prepared: Workspace, tmp_path: Path, n
 def test_methods_published_on_vit_work_on_tiny_vit(prepared: Workspace, tmp_path: Path, name: str) -> None:
     """One preset per method, on the other family of backbones."""
     train_and_predict(prepared, tmp_path, name, backbone="vit_t_xs")
+
+
+@pytest.mark.parametrize("name", ["sam_decoder", "samed", "medsam", "finetune_sam_vit_t_both_adapter", "med_sa"])
+def test_methods_work_on_the_whole_tiny_vit(prepared: Workspace, tmp_path: Path, name: str) -> None:
+    """MobileSAM's own encoder, not a smaller one."""
+    train_and_predict(prepared, tmp_path, name, backbone="vit_t")
+
+
+@pytest.mark.parametrize("backbone", ["vit_xs", "vit_t_xs"])
+def test_slabs_shorter_and_longer_than_the_volume(prepared: Workspace, tmp_path: Path, backbone: str) -> None:
+    """The 3d configuration segments volumes of one slice, of fewer slices than its slab and of several slabs."""
+    asked = TrainingRequest(
+        DATASET,
+        "0",
+        configuration="3d",
+        backbone=backbone,
+        weights="none",
+        device="cpu",
+        epochs=1,
+        iterations=2,
+        num_workers=0,
+        mirror=False,
+    )
+    workspace = Workspace(raw=prepared.raw, preprocessed=prepared.preprocessed, results=tmp_path)
+    result = train(asked, workspace, reporter=SilentReporter())
+    assert result.report is not None
+    assert result.report.complete
+    predictor = Predictor.from_folder(result.folder.parent, device="cpu", mirror=False)
+    depth = predictor.recipe.slab_depth
+    assert depth > 1
+    assert predictor.plan.frame.value.slice_axis == 0
+    for number in (1, depth - 1, depth, 2 * depth + 1):
+        volume, _ = make_case(50, shape=(number, 30, 26))
+        assert predictor.predict(volume).labels.shape == (number, 30, 26)
 
 
 def train_and_predict(prepared: Workspace, tmp_path: Path, name: str, *, backbone: str | None = None) -> None:
