@@ -2,8 +2,8 @@
 
     python -m benchmarks.minutes --data FOLDER/Dataset004_Hippocampus --minutes 10 30
 
-Each cell runs samunet_plan_and_preprocess (finished cases are skipped), samunet_train with random weights and a time
-limit, and records the whole-volume scores of the fold's validation cases on their original grid. Cells whose result
+Each cell runs samunet_plan_and_preprocess, which is told the minutes (finished cases are skipped), samunet_train with
+random weights and that time limit, and records the whole-volume scores of the fold's validation cases on their original grid. Cells whose result
 exists are skipped; results go to benchmarks/results/minutes.json with the machine, versions and commands.
 """
 
@@ -49,7 +49,7 @@ def run_cell(data: Path, minutes: float, options: argparse.Namespace) -> dict[st
     """Plan, train, validate; returns scores and provenance."""
     folders = ["--raw", str(data.parent), "--preprocessed", str(options.workspace / "preprocessed")]
     results = options.workspace / f"results_{minutes:g}_minutes"
-    plan = ["samunet.cli.plan_and_preprocess", "-d", data.name, *folders]
+    plan = ["samunet.cli.plan_and_preprocess", "-d", data.name, "--minutes", f"{minutes:g}", *folders]
     train = ["samunet.cli.train", data.name, options.fold, "--weights", "none", "--device", options.device]
     train += ["--time-limit", f"{minutes:g}", "--overwrite", *folders, "--results", str(results)]
     train += ["-c", options.configuration] if options.configuration else []

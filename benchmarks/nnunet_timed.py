@@ -1,0 +1,68 @@
+"""nnU-Net's trainer under a time limit; runs in nnU-Net's environment, started by `benchmarks.nnunet_peer`.
+
+Everything is nnU-Net's own but the length: the learning rate falls over the minutes as it would over the epochs, and
+with `--adamw` the optimizer is AdamW. Its final checkpoint predicts the fold's validation cases with nnU-Net's code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+
+ITERATIONS_PER_EPOCH = 20
+ADAMW_RATE, ADAMW_DECAY = 1e-3, 0.01
+POWER = 0.9
+
+
+def main() -> None:
+    """Train and validate; prints what was done as JSON on the last line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--configuration", required=True)
+    parser.add_argument("--plans", required=True)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--adamw", action="store_true")
+    parser.add_argument("--cpu-clock", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    trainer = get_trainer_from_args(
+        options.dataset, options.configuration, 0, "nnUNetTrainer", options.plans, device=torch.device("cpu")
+    )
+    trainer.initialize()
+    if options.adamw:
+        trainer.initial_lr = ADAMW_RATE
+        trainer.optimizer = torch.optim.AdamW(trainer.network.parameters(), ADAMW_RATE, weight_decay=ADAMW_DECAY)
+    steps, minutes, loss = train(trainer, options)
+    trainer.perform_actual_validation(False)
+    facts = {"steps": steps, "training_minutes": round(minutes, 2), "loss": loss, "batch_size": trainer.batch_size}
+    print(json.dumps({**facts, "folder": trainer.output_folder}))
+
+
+def train(trainer, options: argparse.Namespace) -> tuple[int, float, float]:  # type: ignore[no-untyped-def]
+    """As nnU-Net's run_training, until the minutes are over."""
+    trainer.on_train_start()
+    clock = time.process_time if options.cpu_clock else time.monotonic
+    began, steps, losses = clock(), 0, [float("nan")]
+    trainer.network.train()
+    while (progress := (clock() - began) / (60 * options.minutes)) < 1:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = trainer.initial_lr * (1 - progress) ** POWER
+        for _ in range(ITERATIONS_PER_EPOCH):
+            losses = [*losses[-49:], float(trainer.train_step(next(trainer.dataloader_train))["loss"])]
+            steps += 1
+            if clock() - began > 60 * options.minutes:
+                break
+        print(f"{progress:.1%} step {steps} loss {sum(losses[-20:]) / len(losses[-20:]):.3f}", flush=True)
+    minutes = (clock() - began) / 60
+    trainer.on_train_end()
+    return steps, minutes, sum(losses) / len(losses)
+
+
+if __name__ == "__main__":
+    main()
