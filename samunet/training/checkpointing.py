@@ -189,5 +189,6 @@ def _load_optimizer(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
     for key, value in tensors.items():
         kind, name = key.split(".", 1)
         parameter = parameters[name]
-        device = value.device if kind == "step" else parameter.device
-        trainer.optimizer.state[parameter][kind] = value.clone().to(device)
+        # With the parameter's own strides: a fused step goes through memory, whatever the shapes say.
+        restored = value.clone() if kind == "step" else torch.empty_like(parameter).copy_(value)
+        trainer.optimizer.state[parameter][kind] = restored

@@ -11,7 +11,7 @@ from samunet.inference.loading import Member
 from samunet.inference.oracle import oracle_settings
 from samunet.inference.predictor import Predictor
 from samunet.training.checkpointing import RunIdentity, save_result, save_resumable
-from samunet.training.progress import append_log, draw_progress, rewrite_log
+from samunet.training.progress import ProgressPicture, append_log, rewrite_log
 from samunet.training.trainer import Trainer
 from samunet.training.validation import VolumeEvaluator
 
@@ -42,6 +42,7 @@ class FoldEvents:
     ) -> None:
         labels = identity.plan.label_spec
         self._folder, self._identity, self._device = folder, identity, device
+        self._picture = ProgressPicture(folder / PICTURE_FILE)
         oracle = oracle_settings(identity.plan, identity.recipe, seed=identity.seed)
         self._sets = {
             "monitor": VolumeEvaluator(store, monitor, labels, oracle=oracle),
@@ -66,10 +67,9 @@ class FoldEvents:
         trainer.average.swap()
 
     def log(self, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
-        """Append the epoch to the log; redraw the picture when something was evaluated."""
+        """Append the epoch to the log and bring the picture up to date now and then."""
         append_log(self._folder / LOG_FILE, row)
-        if "validation" in row or len(history) == 1 or row["progress"] >= 1:
-            draw_progress(self._folder / PICTURE_FILE, history)
+        self._picture.update(history)
 
     def restart_log(self, history: list[dict[str, Any]]) -> None:
         """Cut the log back to the epochs of the checkpoint that is continued."""

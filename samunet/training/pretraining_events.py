@@ -15,7 +15,7 @@ from samunet.training.data import Slabs
 from samunet.training.events import LOG_FILE, PICTURE_FILE
 from samunet.training.objective import Objective
 from samunet.training.pretraining import MaskedImageObjective, reconstruction
-from samunet.training.progress import append_log, draw_progress, rewrite_log
+from samunet.training.progress import ProgressPicture, append_log, rewrite_log
 from samunet.training.trainer import Trainer
 
 RECONSTRUCTION_FILE = "reconstruction.png"
@@ -35,6 +35,7 @@ class PretrainingEvents:
     def __init__(self, folder: Path, identity: RunIdentity, *, samples: Slabs, objective: Objective) -> None:
         self._folder, self._identity = folder, identity
         self._samples, self._objective = samples, objective
+        self._picture = ProgressPicture(folder / PICTURE_FILE)
 
     def evaluate(self, trainer: Trainer, seconds: float | None) -> dict[str, float | None]:
         """Draw reconstructions; nothing is measured, as no case is set aside."""
@@ -52,10 +53,9 @@ class PretrainingEvents:
             save_resumable(self._folder, trainer, self._identity)
 
     def log(self, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
-        """Append the epoch to the log and redraw the picture."""
+        """Append the epoch to the log and bring the picture up to date now and then."""
         append_log(self._folder / LOG_FILE, row)
-        if len(history) % 10 == 1 or row["progress"] >= 1:
-            draw_progress(self._folder / PICTURE_FILE, history)
+        self._picture.update(history)
 
     def restart_log(self, history: list[dict[str, Any]]) -> None:
         """Cut the log back to the epochs of the checkpoint that is continued."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from samunet.core.files import atomic_path
+
+_LARGEST_SHARE = 0.02
 
 
 def append_log(path: Path, row: dict[str, Any]) -> None:
@@ -20,6 +23,27 @@ def rewrite_log(path: Path, history: list[dict[str, Any]]) -> None:
     """Replace the log by the rows of a resumed run, so that steps taken twice stand once."""
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
+
+
+class ProgressPicture:
+    """The picture of a run's course, drawn anew as often as that takes two percent of the time.
+
+    Args:
+        path: PNG file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._drawn, self._took = monotonic(), 1.0
+
+    def update(self, history: list[dict[str, Any]]) -> None:
+        """Draw the log's rows, unless the last drawing was just now; always at the end of the training."""
+        began = monotonic()
+        if history[-1]["progress"] < 1 and _LARGEST_SHARE * (began - self._drawn) < self._took:
+            return
+        draw_progress(self._path, history)
+        self._drawn = monotonic()
+        self._took = self._drawn - began
 
 
 def draw_progress(path: Path, history: list[dict[str, Any]]) -> None:

@@ -26,6 +26,8 @@ MAX_GRADIENT_NORM = 1.0
 NUM_MILESTONES = 10
 SAVE_EVERY_SECONDS = 120.0
 EVALUATION_SHARE = 0.04
+# Where torch has one kernel for a whole AdamW step: of a small model's step it saves about a tenth.
+FUSED_ON = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class Trainer:
                 {"params": groups["no_decay"], "weight_decay": 0.0},
             ],
             lr=recipe.learning_rate,
+            fused=torch.device(settings.device).type in FUSED_ON,
         )
         self.average = MovingAverage(model, recipe.ema_decay)
         uses_scaler = recipe.precision == "fp16" and torch.device(settings.device).type == "cuda"
