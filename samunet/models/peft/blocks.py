@@ -113,6 +113,7 @@ class AdaptedTinyBlock(AdaptedBlock):
     def _attend(self, x: Tensor) -> Tensor:
         side = self.window_size
         height, width = x.shape[1:3]
+        self.attn.map_size = (height, width)
         padded = functional.pad(x, (0, 0, 0, -width % side, 0, -height % side))
         rows, columns = padded.shape[1] // side, padded.shape[2] // side
         windows = padded.view(len(x), rows, side, columns, side, -1).transpose(2, 3).flatten(3, 4).flatten(0, 2)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from samunet.artifacts.model_spec import PROMPT_DIM, TOKEN_SIZE, WINDOW_TOKENS, SamSpec
 from samunet.core.errors import ConfigError
 from samunet.models.sam import imports
+from samunet.models.sam.windows import spare_padding
 from samunet.models.volumetric.slab import Slab
 
 INIT_STD = 0.02
@@ -128,7 +129,8 @@ class VitEncoder(imports.modeling.ImageEncoderViT):  # type: ignore[misc, name-d
 class TinyVitEncoder(imports.tiny_vit.TinyVit):  # type: ignore[misc, name-defined]
     """MobileSAM's encoder: timm's TinyViT whose last merging keeps the resolution, and SAM's neck.
 
-    The classification head is left out. Batch norm runs over each forward's batch in train mode.
+    The classification head is left out, and attention spares the work on padding. Batch norm runs over each forward's
+    batch in train mode.
 
     Args:
         spec: Its widths and depths.
@@ -156,6 +158,8 @@ class TinyVitEncoder(imports.tiny_vit.TinyVit):  # type: ignore[misc, name-defin
         self.token_prompts: TokenPrompts | None = None
         shapes = zip(spec.stage_dims[1:], spec.stage_depths[1:], TINY_STRIDES, strict=True)
         self._stages = [AttentionStage(*shape) for shape in shapes]
+        for block in self.attention_blocks():
+            spare_padding(block)
 
     def attention_blocks(self) -> list[nn.Module]:
         """The blocks with attention, in order: those of all stages but the first."""
@@ -188,7 +192,6 @@ class TinyVitEncoder(imports.tiny_vit.TinyVit):  # type: ignore[misc, name-defin
         Returns:
             Embeddings (B, E, S/16, S/16).
         """
-        self._forget_biases()
         prompts = _prompting(self.token_prompts, images)
         x = _run_blocks(self.stages[0].blocks, self.patch_embed(images), self.checkpointing)
         for index, stage in enumerate(self.stages[1:]):
@@ -197,11 +200,6 @@ class TinyVitEncoder(imports.tiny_vit.TinyVit):  # type: ignore[misc, name-defin
             x = x.permute(0, 3, 1, 2)
         result: Tensor = self.neck(x)
         return result
-
-    def _forget_biases(self) -> None:
-        """Drop timm's cached position biases, which go stale when parameters change in eval mode."""
-        for attention in self.attention_layers():
-            attention.attention_bias_cache = {}  # type: ignore[assignment]
 
 
 SamEncoder = VitEncoder | TinyVitEncoder
