@@ -17,16 +17,24 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from samunet.artifacts.checkpoint import read_manifest
 from samunet.artifacts.method import summarise
 from samunet.core.files import read_json, write_json
+from samunet.datasets.raw import load_raw_dataset
+from samunet.evaluation.aggregate import bootstrap_weights, group_labels, resampled_means
 from samunet.pipeline.provenance import describe
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 1
 PLANNED_THREADS = 2
+POINTS = 100
+RESAMPLES = 10_000
+Dice = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,10 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
     found = sorted(below.glob(f"*/*__*__*/fold_{fold}/checkpoint_final.safetensors"))
     if code > 1 or not found:
         return {"failed": f"exit code {code}", **used}
-    return {**dict(cell.facts), **read_run(found[0].parent), **used}
+    run = read_run(found[0].parent)
+    groups = load_raw_dataset(cell.data).groups or {}
+    own = {case: groups[case] for case in run["case_dice"] if case in groups}
+    return {**dict(cell.facts), **run, **used, **({"groups": own} if own else {})}
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -164,11 +175,26 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def paired(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> tuple[float, float, float]:
-    """Mean difference of two runs' Dice over their common cases, with a bootstrap interval of 95 %."""
-    import numpy as np
+def paired_points(seeds: Sequence[tuple[Dice, Dice]], groups: Mapping[str, str]) -> dict[str, float]:
+    """Mean difference of Dice over cases, in points, each case averaged over seeds, and a bootstrap over groups.
 
-    common = [name for name in first if first[name] is not None and second.get(name) is not None]
-    differences = np.asarray([float(first[name]) - float(second[name]) for name in common])  # type: ignore[arg-type]
-    draws = np.random.default_rng(0).choice(differences, (10_000, len(differences))).mean(1)
-    return float(differences.mean()), float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
+    Args:
+        seeds: Dice by case of the other and of the plan, per seed.
+        groups: Case to group; cases without one stand for themselves.
+
+    Returns:
+        ``regret``, and the 95 % interval ``low`` to ``high``; cases of one group alone say nothing of other groups.
+    """
+    common = sorted(set.intersection(*(set(one) for pair in seeds for one in pair)))
+    differences = np.array([[POINTS * fmean(other[case] - own[case] for other, own in seeds)] for case in common])
+    weights = bootstrap_weights(len(common), groups=group_labels(common, groups), resamples=RESAMPLES, seed=0)
+    means = resampled_means(differences, weights)
+    low, high = (float(np.quantile(means, q)) for q in (0.025, 0.975)) if len(means) else (-POINTS, POINTS)
+    return {name: round(v, 3) for name, v in (("regret", float(differences.mean())), ("low", low), ("high", high))}
+
+
+def paired(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Mean difference of two cells' Dice over their common cases, with an interval of 95 %, as a fraction."""
+    runs = [{case: dice for case, dice in cell["case_dice"].items() if dice is not None} for cell in (first, second)]
+    found = paired_points([(runs[0], runs[1])], first.get("groups") or {})
+    return found["regret"] / POINTS, found["low"] / POINTS, found["high"] / POINTS

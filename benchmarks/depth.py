@@ -54,7 +54,7 @@ def table(results: dict[str, Any]) -> str:
         others = [name for name in ("2d", "2.5d") if name in scored]
         if "3d" in scored and others:
             best = max(others, key=lambda name: scored[name]["mean_dice"])
-            mean, low, high = paired(scored["3d"]["case_dice"], scored[best]["case_dice"])
+            mean, low, high = paired(scored["3d"], scored[best])
             difference = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}) against {best}"
         lines.append(row([dataset, *shown, difference]))
     return "\n".join(lines)

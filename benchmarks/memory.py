@@ -5,37 +5,45 @@
     python -m benchmarks.memory --again                measure rows that exist too
     python -m benchmarks.memory --device cuda          on a GPU: its own peak of allocated memory
     python -m benchmarks.memory --device cpu           real tensors on this processor, where that takes seconds
+    python -m benchmarks.memory --table                only print
 
 Measured is the peak of the bytes of all tensors alive during a training step as the trainer takes it: weights, two
 moments, moving average, images, saved activations, temporaries, gradients, the update. Without a GPU the tensors are
 fake: they have shapes and types, and the operations that would run are followed one by one, so that every size can be
-counted. Autocast then keeps in float32 what it keeps on a GPU, and the optimizer updates all tensors at once. What a
-library takes for itself (a GPU's context, work space of convolutions) is not counted, nor predicted but for the fixed
-share that the plan adds.
+counted. Autocast then keeps in float32 what it keeps on a GPU. What a library takes for itself (a GPU's context, work
+space of convolutions) is not counted, nor predicted but for the fixed share that the plan adds. Real steps on a
+processor are watched by the profiler; how far the process's resident memory (Linux) grows in a step stands beside, from
+a process of its own.
 
-Results go to benchmarks/results/memory.json; the prediction is always that of the model as it is.
+Results go to benchmarks/results/memory.json and as tables to the end of documentation/reference/memory.md; the
+prediction is always that of the model as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.training_step import allocate, count, profile
+from benchmarks.training_step import allocate, count, profile, resident
 from samunet.artifacts.method import Bottleneck, DecoderMethod, EncoderMethod, Lora, Method
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
-from samunet.core.files import read_json, write_json
+from samunet.core.files import read_json, write_json, write_text
 from samunet.pipeline.provenance import describe
 from samunet.planners.memory import Load, tensor_bytes
 from samunet.planners.presets import PRESETS
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
+PAGE = Path(__file__).parents[1] / "documentation" / "reference" / "memory.md"
+HEADING = "## Predicted against measured"
 GIB = 1 << 30
 NUM_TOKENS = 3
 LIMIT = 0.15
@@ -124,27 +132,32 @@ def method_of(load: Load) -> str:
 
 
 def affordable(load: Load) -> bool:
-    """Whether a step takes a processor seconds."""
-    return load.spec.name in ("vit_xs", "vit_t_xs") and load.input_size == 224
+    """Whether a step takes a processor seconds, and keeps there what it keeps on a GPU."""
+    small = load.spec.name in ("vit_xs", "vit_t_xs", "vit_t", "vit_b") and load.input_size == 224
+    return small and load.slices <= 3 and not load.is_half
 
 
 def main() -> None:
-    """Measure the rows that are missing and print the table."""
+    """Measure the rows that are missing, print the table and write it to the documentation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="fake", choices=tuple(MEASURES))
     parser.add_argument("--only", nargs="+", default=[], help="words that the row's name holds")
     parser.add_argument("--again", action="store_true", help="measure rows that exist too")
+    parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
     results: dict[str, Any] = read_json(RESULTS) if RESULTS.is_file() else {"rows": {}}
-    for name, load in loads().items():
+    for name, load in {} if options.table else loads().items():
         row = results["rows"].setdefault(f"{name} {options.device}", {})
         wanted = all(word in name.split() for word in options.only)
         if (wanted and (options.again or "peaks" not in row)) and (options.device != "cpu" or affordable(load)):
             row |= measure(load, options.device)
             results["provenance"] = describe(sys.argv[1:])
             write_json(RESULTS, predicted(results))
-    write_json(RESULTS, predicted(results))
-    print(table(results))
+    results = predicted(results)
+    if not options.table:
+        write_json(RESULTS, results)
+        write_text(PAGE, page(results))
+    print("\n".join([*summary(results), *furthest(results), *tables(results)]))
 
 
 def measure(load: Load, device: str) -> dict[str, Any]:
@@ -153,7 +166,11 @@ def measure(load: Load, device: str) -> dict[str, Any]:
         peaks = MEASURES[device](load)
     except torch.OutOfMemoryError:
         return {"failed": "out of memory"}
-    return {"peaks": peaks, "measured": max(peaks.values())}
+    row = {"peaks": peaks, "measured": max(peaks.values())}
+    if device != "cpu":
+        return row
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+        return row | {"resident": alone.submit(resident, load).result()}
 
 
 def predicted(results: dict[str, Any]) -> dict[str, Any]:
@@ -168,28 +185,56 @@ def predicted(results: dict[str, Any]) -> dict[str, Any]:
     return results | {"rows": rows}
 
 
-def table(results: dict[str, Any], worst: int = 12) -> str:
-    """All rows as Markdown, after a summary per method and the rows that are furthest off."""
-    rows = predicted(results)["rows"]
-    known = loads()
-    groups: dict[str, list[float]] = {}
-    for name, row in rows.items():
+def page(results: Mapping[str, Any]) -> str:
+    """The page of the documentation with its tables made anew."""
+    text = PAGE.read_text(encoding="utf-8").split(HEADING)[0]
+    return text + "\n".join([HEADING, "", *summary(results), *furthest(results), *tables(results), ""])
+
+
+def summary(results: Mapping[str, Any]) -> list[str]:
+    """Lines of a table: the range of ratios per method, backbone, precision and device."""
+    known, groups = loads(), dict[str, list[float]]()
+    for name, row in results["rows"].items():
         load = known[name.rsplit(" ", 1)[0]]
-        for group in (method_of(load), load.spec.name, load.precision, "checkpointed" * load.checkpointing):
+        words = (method_of(load), load.spec.name, load.precision, "checkpointed" * load.checkpointing)
+        for group in filter(None, ("all", *words, DEVICES[name.rsplit(" ", 1)[1]])):
             groups.setdefault(group, []).append(row["ratio"])
     lines = ["| rows | number | predicted / measured |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {len(r)} | {min(r):.3f} to {max(r):.3f} |" for name, r in groups.items() if name]
+    return [*lines, *(f"| {name} | {len(r)} | {min(r):.3f} to {max(r):.3f} |" for name, r in groups.items())]
+
+
+def furthest(results: Mapping[str, Any], number: int = 12) -> list[str]:
+    """Lines of a table: the rows that are furthest off."""
+    rows = results["rows"]
     ordered = sorted(rows, key=lambda name: -abs(math.log(rows[name]["ratio"])))
     beyond = sum(abs(row["ratio"] - 1) > LIMIT for row in rows.values())
-    far = f"furthest off ({beyond} of {len(rows)} beyond {LIMIT:.0%})"
-    for title, names in ((far, ordered[:worst]), ("all", list(rows))):
-        lines += ["", f"| {title} | measured GiB | predicted GiB | ratio |", "| --- | --- | --- | --- |"]
-        for name in names:
-            sizes = [f"{rows[name][key] / GIB:.2f}" for key in ("measured", "predicted")]
-            lines.append(f"| {name} | {' | '.join(sizes)} | {rows[name]['ratio']:.3f} |")
-    return "\n".join(lines)
+    return _rows(f"furthest off; beyond {LIMIT:.0%} are {beyond} of {len(rows)}", ordered[:number], rows)
 
 
+def tables(results: Mapping[str, Any]) -> list[str]:
+    """Lines of a table per device with all its rows."""
+    rows, lines = results["rows"], []
+    for device, title in DEVICES.items():
+        names = [name for name in rows if name.endswith(f" {device}")]
+        lines += _rows(f"all {title}", names, rows) if names else []
+    return lines
+
+
+def _rows(title: str, names: Iterable[str], rows: Mapping[str, Any]) -> list[str]:
+    names = list(names)
+    keys = ["measured", "predicted"] + ["resident"] * all("resident" in rows[name] for name in names)
+    lines = [
+        "",
+        f"| {title} | {' | '.join(f'{key} GiB' for key in keys)} | ratio |",
+        f"| --- {'| --- ' * len(keys)}| --- |",
+    ]
+    for name in names:
+        sizes = " | ".join(f"{rows[name][key] / GIB:.2f}" for key in keys)
+        lines.append(f"| {name.rsplit(' ', 1)[0]} | {sizes} | {rows[name]['ratio']:.3f} |")
+    return lines
+
+
+DEVICES = {"fake": "counted", "cpu": "real, on a CPU", "cuda": "real, on a GPU"}
 MEASURES = {"fake": count, "cpu": profile, "cuda": allocate}
 
 if __name__ == "__main__":

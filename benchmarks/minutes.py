@@ -3,8 +3,9 @@
     python -m benchmarks.minutes --data FOLDER/Dataset004_Hippocampus --minutes 10 30
 
 Each cell runs samunet_plan_and_preprocess, which is told the minutes (finished cases are skipped), samunet_train with
-random weights and that time limit, and records the whole-volume scores of the fold's validation cases on their original grid. Cells whose result
-exists are skipped; results go to benchmarks/results/minutes.json with the machine, versions and commands.
+random weights and that time limit, and records the whole-volume scores of the fold's validation cases on their original
+grid. Cells whose result exists are skipped; results go to benchmarks/results/minutes.json with the machine, versions
+and commands.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def _dice(cell: dict[str, Any] | None) -> str:
 def _gain(cell: dict[str, Any] | None, base: dict[str, Any] | None) -> str:
     if cell is None or base is None:
         return "-"
-    mean, low, high = paired(cell["case_dice"], base["case_dice"])
+    mean, low, high = paired(cell, base)
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 

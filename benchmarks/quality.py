@@ -5,7 +5,8 @@
 Every validation case of a finished fold is predicted as it is and with four artefacts of random strength (noise, blur,
 another contrast, a cut field of view), so that Dice spreads. What the model says about each mask and its true Dice are
 written down as they come; a second call goes on where the first stopped. Then half of the cases calibrate, only as they
-are, and the other half is judged, and the other way round: no mask is judged by a calibration that has seen its case.
+are, and the other half is judged, and the other way round: no mask is judged by a calibration that has seen its case,
+or another of its group.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from samunet.evaluation.calibration import SIGNS, estimate_dice, fit_calibration
 from samunet.imageio import read_labels, read_volume
 from samunet.inference.familiarity import intensity_ranges, training_facts, unfamiliar_image
 from samunet.inference.predictor import Predictor
-from samunet.pipeline.candidates import case_dice
+from samunet.pipeline.candidate_scores import case_dice
 from samunet.pipeline.provenance import describe
 from samunet.pipeline.training_run import CASES_FILE, RunCases
 
@@ -78,7 +79,8 @@ def main() -> None:
         provenance = {key: value for key, value in describe().items() if key not in ("command", "started")}
         manifest = read_manifest(fold_folder(options.run, options.fold) / f"checkpoint_final{ENDING}")
         trained = {"training_minutes": round(manifest.minutes, 2), "steps": manifest.steps, "seed": manifest.seed}
-        results[name] = {**summarise(rows), **trained, "provenance": provenance}
+        groups = load_raw_dataset(options.data).groups
+        results[name] = {**summarise(rows, groups), **trained, "provenance": provenance}
         write_json(file, dict(sorted(results.items())))
     print(table(results))
 
@@ -104,10 +106,10 @@ def predict_rows(data: Path, run: Path, fold: str, file: Path, degraded: int | N
     if not wanted:
         return rows
     predictor = Predictor.from_folder(run, folds=[fold])
-    trained = [cases[name] for name in (*names.train, *names.monitor)]
+    trained = [cases[name] for name in names.trained]
     records = [predictor.preprocess(read_volume(case.images), name=case.name).record for case in trained]
     ranges = intensity_ranges(records, predictor.plan.channel_names)
-    facts = training_facts(predictor.fingerprint, predictor.plan, ranges)
+    facts = training_facts(predictor.fingerprint, predictor.plan, ranges, cases=names.trained)
     with file.open("a") as stream:
         for condition, case in wanted:
             row = {"case": case.name, "condition": condition, **_row(predictor, facts, case, condition)}
@@ -161,9 +163,14 @@ def degrade(image: Volume, labels: NDArray[Any], condition: str, *, seed: int) -
     return image, labels
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores of the estimates on all masks as they are, on all masks, and per artefact."""
-    judged = judge(rows)
+def summarise(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Scores of the estimates on all masks as they are, on all masks, and per artefact.
+
+    Args:
+        rows: As :func:`predict_rows` gives them.
+        groups: Case to group.
+    """
+    judged = judge(rows, groups)
     parts = {CLEAN: [j for j in judged if j.condition == CLEAN], "all": judged}
     parts |= {name: [j for j in judged if j.condition == name] for name in ARTEFACTS}
     flagged = {
@@ -177,11 +184,18 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def judge(rows: Sequence[Mapping[str, Any]]) -> list[Judged]:
-    """Every mask with the estimate of a calibration on the clean masks of the other half of the cases."""
-    names = sorted({row["case"] for row in rows})
+def judge(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, str] | None = None) -> list[Judged]:
+    """Every mask with the estimate of a calibration on the clean masks of the other half of the cases.
+
+    Args:
+        rows: As :func:`predict_rows` gives them.
+        groups: Case to group, which is never divided.
+    """
+    unit = {row["case"]: (groups or {}).get(row["case"], row["case"]) for row in rows}
+    names = sorted(set(unit.values()))
     order = np.random.default_rng(0).permutation(len(names))
-    half = {names[place]: index % 2 for index, place in enumerate(order)}
+    side_of = {names[place]: index % 2 for index, place in enumerate(order)}
+    half = {case: side_of[name] for case, name in unit.items()}
     judged = []
     for side in (0, 1):
         seen = [
@@ -190,7 +204,7 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> list[Judged]:
             for name, dice in row["dice"].items()
             if row["condition"] == CLEAN and half[row["case"]] != side and dice is not None
         ]
-        fits = fit_calibration(seen)
+        fits = fit_calibration(seen, groups)
         for row in rows:
             for name, dice in row["dice"].items():
                 if half[row["case"]] != side or dice is None:

@@ -18,9 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, measured, plan, run_cells
+from benchmarks.cells import RESULTS, Cell, measured, paired_points, plan, run_cells
 from benchmarks.methods import row
-from benchmarks.regret import paired_points
 from benchmarks.variants import RANK_BACKBONE
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.plan import load_plan

@@ -167,7 +167,7 @@ def table(results: dict[str, Any]) -> str:
             plans = {
                 c["seed"]: c for c in found if (c["dataset"], c["minutes"], c["change"]) == (dataset, minutes, PLANNED)
             }
-            pairs = [paired(c["case_dice"], plans[c["seed"]]["case_dice"]) for c in same if c["seed"] in plans]
+            pairs = [paired(c, plans[c["seed"]]) for c in same if c["seed"] in plans]
             shown = "; ".join(f"{100 * m:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})" for m, low, high in pairs)
             mean = sum(c["mean_dice"] for c in same) / len(same)
             steps, speed = same[0]["steps"], same[0]["images_per_second"]

@@ -11,8 +11,8 @@ is searched and measured on all folds, pooled. Positive: the search was better; 
 where no other was better in the search either. Intervals are 95 % bootstraps over cases, or groups.
 
 Every training is a cell of results/regret_cells.json that is run once, whatever else was planned in the meantime: its
-name holds a hash of its settings. results/regret.json says per dataset what was found; where cells are missing, regret
-is null and the table says so. `--table` only prints.
+name holds a hash of its settings. results/regret.json says per dataset what was found; until every cell of the search
+and of the measurement is there, regret is null and the table says so. `--table` only prints.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
-from benchmarks.cells import RESULTS, Cell, plan, run_cells
+from benchmarks.cells import RESULTS, Cell, Dice, paired_points, plan, run_cells
 from benchmarks.methods import row
 from benchmarks.variants import (
     MOST_OTHERS,
@@ -49,8 +47,6 @@ TABLE, CELLS = "regret", "regret_cells"
 DATASETS = ("Dataset004_Hippocampus", "Dataset021_SunnybrookLV", "Dataset022_MouseBrain", "Dataset023_CurvasCT2D")
 FEW_CASES = 20
 SEARCH_SEED, FRESH_SEEDS = 12345, (1, 2)
-POINTS = 100
-Dice = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -166,9 +162,14 @@ def run_study(study: Study, workspace: Path) -> dict[str, Any]:
 
 
 def best_other(study: Study, results: Mapping[str, Any]) -> str | None:
-    """The other whose pooled mean Dice was highest in the search; None if no search is complete."""
-    scores = {v.name: searched(study, results, v.name) for v in study.variants if v.name != PLANNED}
-    means = {name: fmean(dice.values()) for name, dice in scores.items() if dice}
+    """The other whose pooled mean Dice was highest in the search; None until every cell of the search is there.
+
+    The best of those that happen to have finished would be no best, and a regret against it too small.
+    """
+    scores = {v.name: searched(study, results, v.name) for v in study.variants}
+    if not all(scores.values()):
+        return None
+    means = {name: fmean(dice.values()) for name, dice in scores.items() if dice and name != PLANNED}
     return max(means, key=lambda name: means[name]) if means else None
 
 
@@ -217,25 +218,6 @@ def cell_summary(study: Study, results: Mapping[str, Any], variant: str) -> dict
     dice = searched(study, results, variant)
     facts = {name: value for name, value in study.settings[variant].facts.items() if name != "variant"}
     return {**facts, "mean_dice": fmean(dice.values()) if dice else None, "cases": len(dice or {})}
-
-
-def paired_points(seeds: Sequence[tuple[Dice, Dice]], groups: Mapping[str, str]) -> dict[str, float]:
-    """Mean difference of Dice over cases, in points, each case averaged over seeds, and a bootstrap over groups.
-
-    Args:
-        seeds: Dice by case of the other and of the plan, per seed.
-        groups: Case to group; cases without one stand for themselves.
-    """
-    common = sorted(set.intersection(*(set(one) for pair in seeds for one in pair)))
-    members: dict[str, list[float]] = {}
-    for case in common:
-        difference = POINTS * fmean(other[case] - own[case] for other, own in seeds)
-        members.setdefault(groups.get(case, case), []).append(difference)
-    sums, counts = (np.array([f(values) for values in members.values()], float) for f in (sum, len))
-    drawn = np.random.default_rng(0).integers(0, len(sums), (10_000, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = (float(np.quantile(means, q)) for q in (0.025, 0.975))
-    return {name: round(v, 3) for name, v in (("regret", sums.sum() / counts.sum()), ("low", low), ("high", high))}
 
 
 def table(results: Mapping[str, Any]) -> str:

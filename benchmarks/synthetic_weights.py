@@ -1,4 +1,4 @@
-"""An image encoder from generated images alone: what `--weights synthetic` starts from.
+"""An image encoder from generated images alone, which `samunet_train --weights FILE` starts from.
 
     python -m benchmarks.synthetic_weights --backbone vit_t_xs --minutes 60 --output FOLDER/vit_t_xs.safetensors
 

@@ -6,6 +6,7 @@ import weakref
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ from timm.layers import weight_init
 from torch import Tensor, nn
 from torch._C._profiler import _EventType
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity
@@ -205,7 +207,7 @@ def train_step(load: Load, meter: LiveBytes | None = None, *, device: str = "cpu
         load: What is trained.
         meter: Told the phases.
         device: Where.
-        fake: Whether tensors have no values; they are then updated as on a GPU.
+        fake: Whether tensors have no values.
     """
     recipe, model = recipe_of(load), build(load)
     if not fake:
@@ -215,7 +217,7 @@ def train_step(load: Load, meter: LiveBytes | None = None, *, device: str = "cpu
     if load.method.promptable:
         objective = prompts(recipe, device=device)
     groups = [{"params": group} for group in model.trainable_parameters().values()]
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, foreach=True if fake else None)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
     average = MovingAverage(model, recipe.ema_decay)
     model.train()
     warm_up(optimizer)
@@ -223,8 +225,8 @@ def train_step(load: Load, meter: LiveBytes | None = None, *, device: str = "cpu
         phase(meter, "forward")
         loss = objective.loss(model, tuple(part.to(device) for part in batch_of(load)))
         phase(meter, "backward")
-        # As a function, since a method of a tensor would switch the casts off while blocks are recomputed.
-        torch.autograd.backward(loss)
+        # By its edge, since for a tensor the casts would be switched off where blocks are recomputed.
+        torch.autograd.backward(get_gradient_edge(loss), torch.ones_like(loss))
         phase(meter, "update")
         clip_gradients([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
@@ -283,6 +285,18 @@ def profile(load: Load) -> dict[str, int]:
         if event.typed[0] == _EventType.Allocation:
             changes.append((event.start_time_ns, event.typed[1].alloc_size))
     return {"step": max(accumulate(size for _, size in sorted(changes)))}
+
+
+def resident(load: Load) -> int:
+    """Bytes by which the resident memory of a fresh process grows at most during a real step (Linux)."""
+    before = _status("VmRSS")
+    train_step(load)
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def allocate(load: Load) -> dict[str, int]:

@@ -77,6 +77,7 @@ class Best(Schema):
         dataset: Folder name.
         models: What predictions use.
         filters: How their masks are cleaned; at most one per structure.
+        filters_reason: Why these filters, or none.
         reason: Why these models.
         candidates: Everything compared, best first.
         filtered_dice: The chosen models' score with the filters; None without any.
@@ -91,6 +92,7 @@ class Best(Schema):
     dataset: str
     models: tuple[BestModel, ...] = Field(min_length=1)
     filters: tuple[ComponentFilter, ...] = ()
+    filters_reason: str = ""
     reason: str
     candidates: tuple[CandidateScore, ...]
     filtered_dice: Interval | None = None

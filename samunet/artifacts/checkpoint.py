@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,10 +19,11 @@ from samunet.artifacts.method import Method
 from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, Plan, ResolvedRecipe
 from samunet.core.config import Schema, parse_schema
 from samunet.core.errors import CheckpointError, ConfigError
-from samunet.core.files import atomic_path
+from samunet.core.files import atomic_path, sha256_json
 
 CHECKPOINT_VERSION = 2
 ENDING = ".safetensors"
+ClockName = Literal["wall", "processor"]
 RECIPE_SCHEMAS: dict[str, type[Schema]] = {
     "method": Method,
     "intensity_map": IntensityMap,
@@ -67,7 +68,7 @@ class Manifest(Schema):
         metrics: What was measured when it was written.
         load_report: Keys that were missing, unexpected, re-initialised or resized on loading the base.
         provenance: Versions, machine, command and times.
-        state: Scalars of a resumable run.
+        state: Scalars of a resumable run, and the settings that no recipe holds.
     """
 
     version: int = CHECKPOINT_VERSION
@@ -86,6 +87,16 @@ class Manifest(Schema):
     load_report: dict[str, list[str]] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     state: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """Hash of what the checkpoint says it is, the time of its training included."""
+        return sha256_json(self.model_dump(mode="json"))
+
+    @property
+    def clock(self) -> ClockName | None:
+        """What counted the minutes: the wall's clock or this process's; None where an older version did not say."""
+        return self.state.get("clock")
 
     @property
     def resolved_recipe(self) -> ResolvedRecipe:
@@ -138,6 +149,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def read_manifest(path: Path) -> Manifest:
     """Read only what a checkpoint is, not its tensors."""
     return parse_schema(Manifest, _metadata(path)["manifest"], file=path)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read only the plan of a checkpoint."""
+    return parse_schema(Plan, _metadata(path)["plan"], file=path)
 
 
 def read_checkpoint(path: Path, *, device: str = "cpu") -> Checkpoint:

@@ -101,7 +101,8 @@ class MirrorPair(Schema):
         first: One structure.
         second: The other.
         axis: The anatomical axis across which they are mirrored.
-        evidence: "name", or "name and geometry" where the structures' places say which axis separates them.
+        evidence: "name"; "name and geometry" where the structures' places say which axis separates them; "geometry"
+            where two structures of no such names are alike and lie on two sides.
     """
 
     first: str
@@ -122,7 +123,8 @@ class Fingerprint(Schema):
         zscore_ranges: Per channel; None where no case has foreground.
         mirror_pairs: Pairs of structures that swap under a reflection.
         left_out: Cases that verification rejected and the user chose to skip.
-        inputs_sha256: Hash of names, sizes and times of the input files; no fact, so `facts_sha256` ignores it.
+        inputs_sha256: Hash of names, sizes and times of the input files; no fact, so `facts_sha256` ignores it. (Stores
+            remember their own: they may be older than the fingerprint.)
         verified: Whether verification ran on these inputs; no fact either.
     """
 

@@ -378,18 +378,29 @@ def faults_of(method: Method) -> list[str]:
     return [text for text, wrong in faults.items() if wrong]
 
 
-def faults_with_weights(method: Method, weights_kind: str) -> list[str]:
-    """What does not go with a kind of weights, each with what to change."""
-    if weights_kind != "none":
-        return []
+def faults_with_weights(method: Method, weights_kind: str, *, has_decoder: bool = True) -> list[str]:
+    """What does not go with a kind of weights, each with what to change.
+
+    Args:
+        method: What is adapted and how.
+        weights_kind: Kind of weights; "none" is random.
+        has_decoder: Whether weights that are not random hold the mask decoder, or another file supplies it.
+    """
     faults = []
-    if method.encoder.train != "full":
+    if weights_kind == "none" and method.encoder.train != "full":
         faults.append(
             f"an encoder that is {'frozen' if method.encoder.train == 'frozen' else 'adapted'} needs pretrained "
             "weights: give --weights, or set encoder.train to full"
         )
-    if method.decoder.train != "full" and method.fusion.kind == "sam":
+    if method.fusion.kind != "sam" or method.decoder.train == "full":
+        return faults
+    if weights_kind == "none":
         faults.append("parts of the decoder would stay random: give --weights, or set decoder.train to full")
+    elif not has_decoder:
+        faults.append(
+            "these weights hold an encoder only, and parts of the decoder would stay random: set decoder.train to "
+            "full, or give weights with a decoder"
+        )
     return faults
 
 

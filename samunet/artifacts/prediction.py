@@ -15,13 +15,26 @@ class CasePrediction(Schema):
 
     Args:
         case: Case name.
-        status: "predicted" now, "kept" from an earlier run, or "failed".
+        status: "predicted" now, "kept" from an earlier run, "failed", or "pending" while the run has not ended: then
+            its mask is there or not.
         problem: Why it failed.
     """
 
     case: str
-    status: Literal["predicted", "kept", "failed"]
+    status: Literal["predicted", "kept", "failed", "pending"]
     problem: str | None = None
+
+
+class ModelUsed(Schema):
+    """A model folder that masks come from.
+
+    Args:
+        model: Its name.
+        identities: Fold to hash of what its checkpoint says it is.
+    """
+
+    model: str
+    identities: dict[str, str]
 
 
 class PromptsUsed(Schema):
@@ -39,16 +52,18 @@ class PromptsUsed(Schema):
 
 
 class PredictionReport(Schema):
-    """A prediction run.
+    """A prediction run; written before the first mask, and again at the end.
 
     Args:
         version: Schema version.
         dataset: Dataset the model was trained on.
         model: Name of the model folder; of several whose probabilities were averaged, with " + " between them.
+        models: Each of them, with its checkpoints.
         folds: Folds that were averaged.
         checkpoint: Which checkpoint of each.
         mirrored: Whether mirrored views were averaged.
         prompts: What the masks answer; None for a model that takes no prompts.
+        propagated: Whether prompted objects were followed to the slices beside the marked ones.
         filters: Which components of structures the masks keep.
         cases: Per image, sorted by name.
     """
@@ -56,10 +71,12 @@ class PredictionReport(Schema):
     version: int = PREDICTION_VERSION
     dataset: str
     model: str
+    models: tuple[ModelUsed, ...] = ()
     folds: tuple[str, ...]
     checkpoint: str
     mirrored: bool
     prompts: PromptsUsed | None = None
+    propagated: bool = False
     filters: tuple[ComponentFilter, ...] = ()
     cases: tuple[CasePrediction, ...]
 

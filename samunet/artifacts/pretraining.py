@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from samunet.artifacts.checkpoint import ENDING, BaseWeights
+from samunet.artifacts.checkpoint import ENDING, BaseWeights, ClockName
 from samunet.core.config import Schema, parse_schema
 from samunet.core.errors import WeightsError
 from samunet.core.files import atomic_path, sha256_file, write_json
@@ -80,6 +80,7 @@ class Pretrained(Schema):
         masking: Of images; None where there is none.
         steps: Optimizer steps.
         minutes: Training minutes.
+        clock: What counted them; None where an older version did not say.
         batch_size: Slices per step.
         learning_rate: Peak.
         loss: Mean of the last epoch.
@@ -99,6 +100,7 @@ class Pretrained(Schema):
     masking: Masking | None = None
     steps: int
     minutes: float
+    clock: ClockName | None = None
     batch_size: int
     learning_rate: float
     loss: float | None = None

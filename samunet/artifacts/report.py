@@ -138,8 +138,9 @@ class Settings(Schema):
         tolerance_mm: Tolerance of NSD.
         surface: Whether surface distances were computed.
         confidence: Of the bootstrap intervals.
-        resamples: Bootstrap resamples over cases.
+        resamples: Bootstrap resamples over cases, or over groups of cases.
         seed: Of the resampling.
+        groups: Case to group, where cases belong together.
     """
 
     tolerance_mm: float
@@ -147,6 +148,7 @@ class Settings(Schema):
     confidence: float
     resamples: int
     seed: int
+    groups: dict[str, str] | None = None
 
 
 class EvaluationReport(Schema):

@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from samunet.datasets.raw import groups_beside
     from samunet.pipeline.evaluate import evaluate, match, save_evaluation, suggest_processes
 
     reporter = TerminalReporter()
@@ -77,6 +78,7 @@ def _run(options: argparse.Namespace) -> int:
         reporter=reporter,
         surface=not options.no_surface,
         unmatched=unmatched,
+        groups=groups_beside(dataset_json),
     )
     output = options.output or predictions
     summary, table = save_evaluation(report, output)
@@ -144,7 +146,8 @@ def show_report(report: EvaluationReport, reporter: TerminalReporter) -> None:
     assert report.settings is not None
     header, rows = summary_table(report)
     reporter.info(format_table(header, rows))
-    level = f"{100 * report.settings.confidence:g} % bootstrap interval over cases"
+    units = "cases" if report.settings.groups is None else "groups of cases"
+    level = f"{100 * report.settings.confidence:g} % bootstrap interval over {units}"
     scores = ("Dice", "NSD", "HD95") if report.settings.surface else ("Dice",)
     for score in scores:
         reporter.info(f"mean {score}: {interval_text(report.foreground_mean_interval[score])} ({level})")

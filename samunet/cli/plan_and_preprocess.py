@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
 def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) -> int:
     from samunet.artifacts.probe import load_probes
     from samunet.pipeline.plan import plan_and_preprocess
-    from samunet.planners.explain import explain, summary
+    from samunet.planners.explain import explain, shortages, summary
     from samunet.planners.what_if import what_ifs
 
     workspace = locate_workspace(options, dataset)
@@ -94,6 +94,8 @@ def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) 
         reporter.info(explain(plan, result.fingerprint, what_ifs(plan, result.fingerprint, probes), probes=probes))
     else:
         reporter.info(summary(result.plan))
+    for shortage in shortages(result.plan):
+        reporter.warn(shortage)
     for name, error in result.failed.items():
         reporter.warn(f"{name} could not be preprocessed: {error}")
     reporter.info(f"written: {result.folder}")

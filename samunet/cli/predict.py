@@ -40,12 +40,18 @@ def build_parser() -> CommandParser:
         "-chk", dest="checkpoint", default="final", choices=["final", "best"], help="checkpoint (default final)"
     )
     parser.add_argument("--device", "-device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--disable_tta", action="store_true", help="do not average mirrored views")
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument(
+        "--disable_tta",
+        action="store_true",
+        help="do not average mirrored views (default: as the models were compared, else average)",
+    )
+    views.add_argument("--enable_tta", action="store_true", help="average them in any case")
     parser.add_argument(
         "--no-postprocessing", action="store_true", help="leave out the component filters that cross-validation found"
     )
     parser.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with probabilities")
-    parser.add_argument("--continue_prediction", action="store_true", help="keep masks that exist already")
+    parser.add_argument("--continue_prediction", action="store_true", help="keep masks that the same models made")
     parser.add_argument(
         "-npp", dest="readers", type=positive_count, default=1, help="cases read and preprocessed ahead"
     )
@@ -74,6 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     from samunet.pipeline.selection import Selection, select_models
 
     reporter = TerminalReporter()
+    mirror = True if options.enable_tta else False if options.disable_tta else None
     if options.model is None:
         workspace = locate_workspace(options, options.dataset)
         selection = select_models(
@@ -85,12 +92,13 @@ def _run(options: argparse.Namespace) -> int:
             checkpoint=options.checkpoint,
             postprocess=not options.no_postprocessing,
             compared=options.prompts is None,
+            mirror=mirror,
             reporter=reporter,
         )
     elif options.configuration is not None or options.preset is not None:
         raise UsageError("-c and --preset choose among the models of -d", found="-m, which is one model")
     else:
-        selection = Selection((options.model,), options.folds)
+        selection = Selection((options.model,), options.folds, mirror=mirror is not False)
     report = predict(
         PredictionRequest(
             input=options.input,
@@ -101,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
             filters=selection.filters,
             checkpoint=options.checkpoint,
             device=options.device,
-            mirror=not options.disable_tta,
+            mirror=selection.mirror,
             save_probabilities=options.save_probabilities,
             resume=options.continue_prediction,
             readers=options.readers,

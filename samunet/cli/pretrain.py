@@ -57,7 +57,8 @@ def build_parser() -> CommandParser:
     schedule.add_argument(
         "--cpu-clock",
         action="store_true",
-        help="count the time limit in this process's CPU time, so that runs compare on a busy machine",
+        help="count the time limit in this process's CPU time, so that runs compare on a busy machine; it then reads "
+        "the data itself",
     )
     schedule.add_argument("--lr", type=positive_number, help="peak learning rate")
     schedule.add_argument("--batch-size", type=positive_count, help="slices per optimizer step")

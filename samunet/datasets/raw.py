@@ -15,6 +15,7 @@ from samunet.core.files import read_json, strip_ending
 from samunet.datasets.findings import Finding
 from samunet.imageio import ENDINGS
 
+GROUPS_FILE = "case_groups.json"
 _COLOUR_ENDINGS = (".png", ".tif", ".tiff")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
@@ -35,7 +36,7 @@ def load_raw_dataset(folder: Path) -> RawDataset:
         labels = folder / "labelsTr"
         training = tuple(Case(c.name, c.images, labels / f"{c.name}{description.file_ending}") for c in found)
     test = find_cases(folder / "imagesTs", num_channels=len(description.channels), ending=description.file_ending)
-    groups = _load_groups(folder / "case_groups.json", [case.name for case in training])
+    groups = _load_groups(folder / GROUPS_FILE, [case.name for case in training])
     return RawDataset(folder, description, training, test, groups)
 
 
@@ -160,6 +161,13 @@ def _explicit_cases(folder: Path, entries: Mapping[str, Any]) -> tuple[Case, ...
             )
         cases.append(Case(name, tuple(folder / image for image in images or ()), folder / label))
     return tuple(cases)
+
+
+def groups_beside(dataset_json: Path | None) -> dict[str, str] | None:
+    """Case to group, as far as a case_groups.json beside a dataset.json says; None without one."""
+    file = None if dataset_json is None else dataset_json.parent / GROUPS_FILE
+    content = read_json(file) if file is not None and file.is_file() else None
+    return _load_groups(file, list(content)) if file is not None and isinstance(content, dict) else None
 
 
 def _load_groups(file: Path, names: list[str]) -> dict[str, str] | None:

@@ -21,6 +21,10 @@ def draw_order(
 ) -> tuple[tuple[str, ...], ...]:
     """The order in which cases are taken into subsets: shuffled groups, the sorted cases of a group together.
 
+    A large group waits until as many cases are taken as it has, and the first is no larger than the median, so that it
+    stands in the way of no smaller subset: a beginning of the order holds at least half of what is asked for, wherever
+    the sizes allow. Groups of one size come as they are shuffled.
+
     Args:
         train: Training cases of a fold.
         groups: Case to group (patient); None: every case is its own.
@@ -29,14 +33,23 @@ def draw_order(
     members = by_group(train, groups)
     units = sorted(members)
     shuffled = np.random.default_rng(seed).permutation(len(units))
-    return tuple(tuple(members[units[index]]) for index in shuffled)
+    waiting = [tuple(members[units[index]]) for index in shuffled]
+    order: list[tuple[str, ...]] = []
+    limit = int(np.median([len(group) for group in waiting]))
+    while waiting:
+        fitting = (group for group in waiting if len(group) <= limit)
+        chosen = next(fitting, None) or min(waiting, key=len)
+        waiting.remove(chosen)
+        order.append(chosen)
+        limit = sum(map(len, order))
+    return tuple(order)
 
 
 def first_cases(order: Sequence[Sequence[str]], num_cases: int) -> tuple[str, ...]:
     """The beginning of an order: whole groups as long as they do not exceed the number.
 
-    Of a first group that is larger than the number its first cases are taken. So one subset of an order always holds
-    every smaller one.
+    The first that does not fit ends it, also where a later one would: so one subset of an order always holds every
+    smaller one. Of a first group that is larger than the number its first cases are taken.
 
     Args:
         order: Groups of cases, as :func:`draw_order` gives them.

@@ -1,9 +1,11 @@
 """Means over cases, with bootstrap intervals.
 
 Cases are the unit of resampling: a resample draws whole cases with replacement, and all structures of a drawn case
-come with it, so the interval of the foreground mean respects that structures of one case are not independent.
+come with it, so the interval of the foreground mean respects that structures of one case are not independent. Where
+cases belong together (scans of one patient), a resample draws whole groups.
 
-Source: percentile bootstrap, Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+Source: percentile bootstrap, Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; of groups,
+Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ def aggregate(
     missing: Sequence[str] = (),
     failed: Mapping[str, str] | None = None,
     unmatched: Sequence[str] = (),
+    groups: Mapping[str, str] | None = None,
 ) -> EvaluationReport:
     """Summarise cases. Pairs without a score (both masks empty) are left out of every mean, and counted.
 
@@ -54,11 +57,14 @@ def aggregate(
         missing: Cases without a prediction.
         failed: Cases that could not be evaluated, with the reason.
         unmatched: Predictions without a reference.
+        groups: Case to group (patient), whose cases are resampled together.
     """
     cases = sorted(cases, key=lambda c: c.case)
     keys = {key: name for name, key in structure_keys(labels).items()}
     tables = {metric: _table(cases, tuple(keys), metric) for metric in METRICS}
-    weights = bootstrap_weights(len(cases))
+    names = [case.case for case in cases]
+    labels_of = group_labels(names, groups)
+    weights = bootstrap_weights(len(cases), groups=labels_of)
     by_structure = {metric: nan_mean(table, axis=0) for metric, table in tables.items()}
     return EvaluationReport(
         foreground_mean={metric: _mean(means) for metric, means in by_structure.items()},
@@ -76,7 +82,12 @@ def aggregate(
         unmatched_predictions=tuple(sorted(unmatched)),
         rule=EMPTY_RULE,
         settings=Settings(
-            tolerance_mm=tolerance_mm, surface=surface, confidence=CONFIDENCE, resamples=RESAMPLES, seed=BOOTSTRAP_SEED
+            tolerance_mm=tolerance_mm,
+            surface=surface,
+            confidence=CONFIDENCE,
+            resamples=RESAMPLES,
+            seed=BOOTSTRAP_SEED,
+            groups=None if labels_of is None else dict(zip(names, labels_of, strict=True)),
         ),
         versions=_versions(),
     )
@@ -91,12 +102,35 @@ def nan_mean(values: Array, *, axis: int) -> Array:
     return means
 
 
-def bootstrap_weights(num_cases: int, *, resamples: int = RESAMPLES, seed: int = BOOTSTRAP_SEED) -> Array:
-    """How often each case is drawn: (resamples, num_cases), rows sum to num_cases, the same for the same seed."""
+def group_labels(cases: Sequence[str], groups: Mapping[str, str] | None) -> list[str] | None:
+    """The group of each case, in order; a case without one stands for itself. None where there are no groups."""
+    return [groups.get(case, case) for case in cases] if groups else None
+
+
+def bootstrap_weights(
+    num_cases: int, *, groups: Sequence[str] | None = None, resamples: int = RESAMPLES, seed: int = BOOTSTRAP_SEED
+) -> Array:
+    """How often each case is drawn: (resamples, num_cases), the same for the same seed.
+
+    Args:
+        num_cases: Cases.
+        groups: Group of each case, as :func:`group_labels` gives them: as many groups are drawn as there are, each
+            with all its cases. None: every case is its own.
+        resamples: Draws.
+        seed: Of the draws.
+
+    Returns:
+        Without a row where there is a single group of several cases: it says nothing about other groups.
+    """
     if num_cases == 0:
         return np.zeros((resamples, 0))
+    units = list(range(num_cases)) if groups is None else list(groups)
+    place = {unit: index for index, unit in enumerate(dict.fromkeys(units))}
+    if len(place) == 1 and num_cases > 1:
+        return np.zeros((0, num_cases))
     generator = np.random.default_rng(seed)
-    return generator.multinomial(num_cases, np.full(num_cases, 1 / num_cases), size=resamples).astype(np.float64)
+    drawn = generator.multinomial(len(place), np.full(len(place), 1 / len(place)), size=resamples)
+    return drawn[:, [place[unit] for unit in units]].astype(np.float64)
 
 
 def resampled_means(values: Array, weights: Array) -> Array:

@@ -7,7 +7,8 @@ less it moves away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from samunet.artifacts.quality import CalibrationFit, Observation, StructureSign
 
 SIGNS = ("expected", "certainty", "agreement", "iou_head")
 ANCHOR = "expected"
-VIEWS = "agreement"
+NOT_ALWAYS = ("agreement", "iou_head")
 LEAST_CASES = 5
 LEAST_OWN_CASES = 20
 COVERAGE = 0.9
@@ -30,24 +31,32 @@ Values = NDArray[np.float64]
 Estimate = tuple[float | None, float | None, float | None]
 
 
-def fit_calibration(observations: Sequence[Observation]) -> tuple[CalibrationFit, ...]:
-    """Fits for every structure with enough cases and for any structure, each with and without mirrored views.
+def fit_calibration(
+    observations: Sequence[Observation], groups: Mapping[str, str] | None = None
+) -> tuple[CalibrationFit, ...]:
+    """Fits for every structure with enough cases and for any structure, each with and without what can be missing.
 
     Args:
         observations: Masks of known Dice; those that are empty tell nothing and are left out.
+        groups: Case to group (patient); cases of a group are held out together, and count as one.
 
     Returns:
-        Most specific first: with a structure, with more signs. None below 5 cases.
+        Most specific first: with a structure, with more signs. None below 5 cases (groups).
     """
     known = [seen for seen in observations if seen.signs.expected is not None]
     fits: list[CalibrationFit] = []
     for structure in [*dict.fromkeys(seen.structure for seen in known), None]:
         own = [seen for seen in known if structure in (None, seen.structure)]
-        if len({seen.case for seen in own}) < (LEAST_CASES if structure is None else LEAST_OWN_CASES):
+        if count_units((seen.case for seen in own), groups) < (LEAST_CASES if structure is None else LEAST_OWN_CASES):
             continue
         names = [name for name in SIGNS if all(getattr(seen.signs, name) is not None for seen in own)]
-        fits += [_fit(structure, chosen, own) for chosen in _subsets(names)]
+        fits += [_fit(structure, chosen, own, groups or {}) for chosen in _subsets(names)]
     return tuple(fits)
+
+
+def count_units(cases: Iterable[str], groups: Mapping[str, str] | None) -> int:
+    """How many independent cases there are: groups, where cases belong together."""
+    return len({(groups or {}).get(case, case) for case in cases})
 
 
 def estimate_dice(fits: Sequence[CalibrationFit], structure: str, signs: StructureSigns) -> Estimate:
@@ -87,23 +96,24 @@ def spread(estimate: float) -> float:
 
 
 def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """All signs, and all but the one that is missing where views are not mirrored."""
-    whole = tuple(names)
-    without = tuple(name for name in names if name != VIEWS)
-    return [whole] if whole == without else [whole, without]
+    """All signs, and all but those missing where views are not mirrored or a model of an average has no IoU head."""
+    missing = [gone for number in range(len(NOT_ALWAYS) + 1) for gone in combinations(NOT_ALWAYS, number)]
+    return list(dict.fromkeys(tuple(name for name in names if name not in gone) for gone in missing))
 
 
 def _measured(fit: CalibrationFit, signs: StructureSigns) -> bool:
     return all(getattr(signs, name) is not None for name in fit.signs)
 
 
-def _fit(structure: str | None, names: tuple[str, ...], seen: Sequence[Observation]) -> CalibrationFit:
+def _fit(
+    structure: str | None, names: tuple[str, ...], seen: Sequence[Observation], groups: Mapping[str, str]
+) -> CalibrationFit:
     signs = np.array([[getattr(one.signs, name) for name in names] for one in seen], dtype=np.float64)
     dice = np.array([one.dice for one in seen], dtype=np.float64)
-    groups = _groups([one.case for one in seen])
+    parts = _parts([groups.get(one.case, one.case) for one in seen])
     held_out = np.empty_like(dice)
-    for group in np.unique(groups):
-        rest = groups != group
+    for part in np.unique(parts):
+        rest = parts != part
         weights, offset = _least_squares(signs[rest], dice[rest], names)
         held_out[~rest] = np.clip(signs[~rest] @ weights + offset, 0, 1)
     errors = (dice - held_out) / np.array([spread(float(value)) for value in held_out])
@@ -136,11 +146,11 @@ def _least_squares(signs: Values, dice: Values, names: Sequence[str]) -> tuple[V
     return np.maximum(found[:-1], 0.0), float(found[-1])
 
 
-def _groups(cases: Sequence[str]) -> NDArray[np.int64]:
-    """One group per case, so that a case's structures are held out together; a few cases each where there are many."""
-    names = list(dict.fromkeys(cases))
+def _parts(units: Sequence[str]) -> NDArray[np.int64]:
+    """What is held out together: all masks of a case or group; of a few each where there are many."""
+    names = list(dict.fromkeys(units))
     place = {name: index % _MOST_REFITS for index, name in enumerate(names)}
-    return np.array([place[name] for name in cases])
+    return np.array([place[name] for name in units])
 
 
 def _ends(errors: Values) -> tuple[float, float]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from samunet.artifacts.report import SCORES, CaseReport, EvaluationReport, Score
 from samunet.core.config import Schema
 from samunet.core.errors import UsageError
-from samunet.evaluation.aggregate import bootstrap_weights, mean_interval
+from samunet.evaluation.aggregate import bootstrap_weights, group_labels, mean_interval
 
 
 class PairedDifference(Schema):
@@ -16,9 +18,10 @@ class PairedDifference(Schema):
 
     Args:
         mean: Mean over cases of this evaluation's score minus the other's.
-        low: Lower bound of its 95 % bootstrap interval; None with fewer than two cases.
+        low: Lower bound of its 95 % bootstrap interval over cases (groups); None with fewer than two.
         high: Upper bound.
-        p_value: Wilcoxon signed-rank test, two-sided; 1 where all differences are 0, None without a case.
+        p_value: Wilcoxon signed-rank test of cases (means of groups), two-sided; 1 where all differences are 0, None
+            without a case.
         num_cases: Cases that have the score in both.
         num_left_out: Cases that have it in only one of the two (both masks empty in the other).
     """
@@ -50,7 +53,8 @@ class Comparison(Schema):
 def compare_reports(this: EvaluationReport, other: EvaluationReport) -> Comparison:
     """Compare two evaluations on the cases and structures they share.
 
-    NSD is left out where the tolerances differ or are not known.
+    Where this one says which cases belong together, certainty is that of whole groups. NSD is left out where the
+    tolerances differ or are not known.
 
     Raises:
         UsageError: If they share no case or no structure.
@@ -64,15 +68,16 @@ def compare_reports(this: EvaluationReport, other: EvaluationReport) -> Comparis
             expected=", ".join(list(this.mean) if common else sorted(here)[:5]),
             found=", ".join(list(other.mean) if common else sorted(there)[:5]),
         )
-    weights = bootstrap_weights(len(common))
+    groups = group_labels(common, None if this.settings is None else this.settings.groups)
+    weights = bootstrap_weights(len(common), groups=groups)
     scores = [score for score in SCORES if score != "NSD" or _same_tolerance(this, other)]
     structures: dict[str, dict[str, PairedDifference]] = {key: {} for key in (*keys, "mean")}
     for score in scores:
         ours, theirs = (np.array([_row(cases[c], keys, score) for c in common]) for cases in (here, there))
         for i, key in enumerate(keys):
-            structures[key][score] = _difference(ours[:, i], theirs[:, i], weights)
+            structures[key][score] = _difference(ours[:, i], theirs[:, i], weights, groups)
         both = np.isfinite(ours) & np.isfinite(theirs)
-        structures["mean"][score] = _difference(_row_means(ours, both), _row_means(theirs, both), weights)
+        structures["mean"][score] = _difference(_row_means(ours, both), _row_means(theirs, both), weights, groups)
     return Comparison(
         structures=structures,
         num_common_cases=len(common),
@@ -99,12 +104,19 @@ def _row_means(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray
 
 
 def _difference(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64], weights: NDArray[np.float64]
+    ours: NDArray[np.float64],
+    theirs: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    groups: Sequence[str] | None,
 ) -> PairedDifference:
     from scipy.stats import wilcoxon
 
     difference = ours - theirs
-    known = difference[np.isfinite(difference)]
+    exists = np.isfinite(difference)
+    known = difference[exists]
+    if groups is not None:
+        own = np.array(groups)[exists]
+        known = np.array([known[own == group].mean() for group in np.unique(own)])
     p_value: float | None = None
     if known.size:
         p_value = float(wilcoxon(known).pvalue) if np.any(known != 0) else 1.0

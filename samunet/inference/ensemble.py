@@ -6,6 +6,10 @@ decided some slices at a time.
 
 from __future__ import annotations
 
+import errno
+import math
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samunet.core.errors import CheckpointError
+from samunet.artifacts.plan import Plan
+from samunet.core.errors import CheckpointError, DataError
 from samunet.core.labels import LabelSpec
 from samunet.core.volume import Volume
 from samunet.inference.predictor import Predictor
@@ -25,15 +30,54 @@ from samunet.preprocessing.pipeline import PreprocessedCase
 
 Probabilities = NDArray[np.float16]
 CHUNK_BYTES = 64 << 20
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def on_disk(file: Path) -> Allocate:
-    """Where probabilities are written to a file instead of memory."""
+    """Where probabilities are written to a file instead of memory.
+
+    The file's place on the disk is reserved first: a mapped file that finds no place while it is written to ends the
+    process without a word.
+
+    Raises:
+        DataError: (by what is returned) If the disk has no room for them.
+    """
 
     def allocate(shape: tuple[int, ...]) -> Probabilities:
-        return np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+        needed = 2 * math.prod(shape)
+        if shutil.disk_usage(file.parent).free < needed:
+            raise _no_room(file, needed)
+        mapped: Probabilities = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+        if not _reserve(file):
+            del mapped
+            file.unlink()
+            raise _no_room(file, needed)
+        return mapped
 
     return allocate
+
+
+def _reserve(file: Path) -> bool:
+    """Give a sparse file its place on the disk, where the system can; False if there is none."""
+    if not hasattr(os, "posix_fallocate"):
+        return True
+    with file.open("rb+") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            return error.errno not in NO_ROOM
+    return True
+
+
+def _no_room(file: Path, needed: int) -> DataError:
+    free = shutil.disk_usage(file.parent).free
+    return DataError(
+        "the disk has no room for the probabilities of this case",
+        expected=f"{needed / 2**30:.3g} GiB",
+        found=f"{free / 2**30:.3g} GiB free",
+        file=file.parent,
+        todo="make room there; where it is the folder for temporary files, TMPDIR=/big/disk chooses another",
+    )
 
 
 def mean_labels(
@@ -100,7 +144,7 @@ class EnsemblePredictor:
         self.folds = predictors[0].folds
         self.fingerprint = predictors[0].fingerprint
         for other in predictors[1:]:
-            check_same_task(predictors[0], other)
+            check_same_task(self.plan, other.plan)
 
     def check_prompts(self, *, given: bool) -> None:
         """Refuse prompts, and models that need some."""
@@ -139,13 +183,13 @@ class EnsemblePredictor:
         return self.predict_prepared(self.preprocess(volume, name=name), with_probabilities=with_probabilities)
 
 
-def check_same_task(first: Predictor, other: Predictor) -> None:
+def check_same_task(first: Plan, other: Plan) -> None:
     """Refuse to average models of different labels or channels.
 
     Raises:
         CheckpointError: With what differs.
     """
-    facts = [(list(p.plan.labels.items()), p.plan.regions_class_order, p.plan.channel_names) for p in (first, other)]
+    facts = [(list(plan.labels.items()), plan.regions_class_order, plan.channel_names) for plan in (first, other)]
     if facts[0] != facts[1]:
         raise CheckpointError(
             "the models were trained for different labels or channels and cannot be averaged",

@@ -60,7 +60,7 @@ def predict_cases(
         propagate: Follow prompted objects to the slices beside the marked ones.
         finish: Changes the labels (Z, Y, X) of a mask before it is written, given its grid.
         observe: Given a case's name, its volume, what preprocessing made of it and the mask that is about to be
-            written, with what the models say about it; called in the threads that write.
+            written, with what the models say about it (before ``finish``); called in the threads that write.
 
     What an earlier run left for these cases is deleted first, so no old mask can pass for a new one; the mask is
     written last.

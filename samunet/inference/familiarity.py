@@ -8,7 +8,7 @@ where that is more; the tilt by 10 degrees.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,15 +59,23 @@ class TrainingFacts:
         return cases > 0 and present >= USUAL_SHARE * cases
 
 
-def training_facts(fingerprint: Mapping[str, Any], plan: Plan, intensities: Sequence[FactRange] = ()) -> TrainingFacts:
+def training_facts(
+    fingerprint: Mapping[str, Any],
+    plan: Plan,
+    intensities: Sequence[FactRange] = (),
+    *,
+    cases: Collection[str] | None = None,
+) -> TrainingFacts:
     """The facts of a fingerprint, in the plan's axes.
 
     Args:
         fingerprint: As embedded in a checkpoint; without cases nothing is known and nothing flagged.
         plan: Its frame and structures.
         intensities: As :func:`intensity_ranges` gives them.
+        cases: Those that were trained on: a fingerprint holds the validation cases too. None: all of it.
     """
-    facts = [parse_schema(CaseFacts, content) for content in fingerprint.get("cases", {}).values()]
+    known = fingerprint.get("cases", {}).items()
+    facts = [parse_schema(CaseFacts, content) for name, content in known if cases is None or name in cases]
     if not facts:
         return TrainingFacts(intensities=tuple(intensities))
     grids = [_canonical(_grid_of(case), plan.frame.value) for case in facts]
@@ -102,6 +110,23 @@ def intensity_ranges(records: Iterable[CaseRecord], channels: Sequence[str]) -> 
                 fact = _intensity_fact(channel, kind, name)
                 ranges.append(_range(fact, values[:, place].tolist(), margin=INTENSITY_SHARE * scale))
     return tuple(ranges)
+
+
+def widest(ranges: Sequence[Sequence[FactRange]]) -> tuple[FactRange, ...]:
+    """The ranges that hold those of several trainings."""
+    own: dict[str, list[FactRange]] = {}
+    for known in (known for part in ranges for known in part):
+        own.setdefault(known.fact, []).append(known)
+    return tuple(
+        FactRange(
+            fact=fact,
+            low=min(known.low for known in parts),
+            high=max(known.high for known in parts),
+            least=min(known.least for known in parts),
+            most=max(known.most for known in parts),
+        )
+        for fact, parts in own.items()
+    )
 
 
 def size_range(fact: str, values: Sequence[float]) -> FactRange:

@@ -46,6 +46,7 @@ class Predictor:
         self, members: Sequence[Member], *, device: str, mirror: bool = True, batch_size: int | None = None
     ) -> None:
         self._models = [member.model for member in members]
+        self._manifests = [member.manifest for member in members]
         self.plan: Plan = members[0].plan
         self.configuration_name = members[0].manifest.configuration
         self.recipe: ResolvedRecipe = members[0].manifest.resolved_recipe
@@ -77,6 +78,11 @@ class Predictor:
         chosen = choose_folds(model_folder, folds, checkpoint)
         members = load_members(model_folder, chosen, checkpoint=checkpoint, device=place)
         return cls(members, device=place, mirror=mirror)
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """Fold to hash of what its checkpoint says it is."""
+        return {manifest.fold: manifest.identity for manifest in self._manifests}
 
     @property
     def configuration(self) -> Configuration:

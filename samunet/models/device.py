@@ -57,6 +57,17 @@ def place(model: Model, device: str) -> Model:
     return model
 
 
+def release(device: str) -> None:
+    """Give back the memory of what is no longer held."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
 def device_class(device: str) -> DeviceClass:
     """The plan's class of a device: "cpu", or "gpu" for everything else."""
     return "cpu" if device == "cpu" else "gpu"

@@ -111,6 +111,36 @@ def pretrained_weights(option: str) -> Pretrained | None:
     return None if option in (NONE, AUTO) else read_pretrained(_split(option)[1])
 
 
+def supplies_decoder(option: str, backbone: str) -> bool:
+    """Whether training from ``--weights`` finds a mask decoder: in the file, or in the one it continued from.
+
+    Args:
+        option: As for :func:`weights_kind`.
+        backbone: Of the recipe.
+
+    Raises:
+        WeightsError: If the file is missing or damaged.
+    """
+    if option in (NONE, AUTO):
+        return option == AUTO
+    path = _split(option)[1]
+    about = read_pretrained(path)
+    if about is None:
+        return backbone in OFFICIAL or not read_published(path).encoder_only
+    return about.objective == "supervised" or _had_decoder(about.base)
+
+
+def _had_decoder(base: BaseWeights) -> bool:
+    """Whether weights, or those they continued from, held a decoder, as far as the files are here."""
+    if base.kind == NONE or base.rest is not None:
+        return base.rest is not None
+    path = Path(base.file)
+    about = read_pretrained(path) if path.is_file() else None
+    if about is None:
+        return base.kind != "ssl"
+    return about.objective == "supervised" or _had_decoder(about.base)
+
+
 def locate_weights(
     option: str,
     spec: SamSpec,

@@ -1,4 +1,4 @@
-"""Trained models as candidates: what lies below results/, and the cross-validated masks and scores of each."""
+"""Trained models as candidates: what lies below results/, and what of it is compared on which cases."""
 
 from __future__ import annotations
 
@@ -6,27 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-from numpy.typing import NDArray
-
-from samunet.artifacts.best import CaseScores
 from samunet.artifacts.checkpoint import ENDING, read_manifest
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.workspace import Workspace, fold_folder
-from samunet.core.config import load_schema, save_schema
-from samunet.core.errors import ConfigError, UsageError
+from samunet.core.errors import UsageError
 from samunet.core.files import sha256_json
-from samunet.core.geometry import Geometry
-from samunet.core.labels import LabelSpec
 from samunet.core.log import Reporter
-from samunet.evaluation.case import evaluate_case
-from samunet.imageio import read_labels, read_volume, write_labels
-from samunet.imageio.formats import ending_of
-from samunet.inference.ensemble import check_same_task, mean_labels, on_disk
 from samunet.inference.loading import finished_folds
-from samunet.inference.predictor import Predictor
+from samunet.pipeline.pretrained import labels_read
 from samunet.pipeline.selection import CONFIGURATION_PART, LABEL_PART, checkpoint_identity, name_part
 from samunet.pipeline.training_run import CASES_FILE, RunCases
 
@@ -98,17 +86,20 @@ def find_models(
     *,
     configurations: Sequence[str] | None,
     presets: Sequence[str] | None,
+    folds: Sequence[str] | None,
     reporter: Reporter,
 ) -> list[TrainedModel]:
     """The models below results/ that can be compared: with numbered folds, without prompts, on all training cases.
 
-    A run on a subset of the cases is taken only if its label is named.
+    A run on a subset of the cases is taken only if its label is named. One whose weights were taught with labels that
+    its fold validates is not taken: it would win by what it remembers.
 
     Args:
         workspace: Where results are.
         dataset: Full name.
         configurations: Only these; None: all.
         presets: Only these presets, or labels of changed ones and of subsets; None: all.
+        folds: Folds that will be compared; None: any.
         reporter: Told what is left out.
 
     Raises:
@@ -122,13 +113,15 @@ def find_models(
         if unknown:
             raise UsageError(f"{flag} names what is not trained", expected=", ".join(present), found=", ".join(unknown))
         found = [folder for folder in found if names is None or name_part(folder, part) in names]
-    models = [model for folder in found if (model := _comparable(folder, presets, reporter)) is not None]
+    models = [model for folder in found if (model := _comparable(folder, presets, folds, reporter)) is not None]
     if not models:
         raise UsageError("nothing is trained that could be compared", file=below, todo=f"samunet_train {dataset} 0")
     return models
 
 
-def _comparable(folder: Path, presets: Sequence[str] | None, reporter: Reporter) -> TrainedModel | None:
+def _comparable(
+    folder: Path, presets: Sequence[str] | None, wanted: Sequence[str] | None, reporter: Reporter
+) -> TrainedModel | None:
     """The model of a folder, or None, said why, if it cannot be compared."""
     folds = tuple(fold for fold in finished_folds(folder) if fold != ALL_FOLD)
     manifest = read_manifest(fold_folder(folder, folds[0]) / f"checkpoint_final{ENDING}")
@@ -139,8 +132,24 @@ def _comparable(folder: Path, presets: Sequence[str] | None, reporter: Reporter)
     if presets is None and any(own.subset is not None for own in cases.values()):
         reporter.info(f"left out: {folder.name}, trained on a subset (name it with --preset to take it)")
         return None
+    taught = {fold: _taught(folder, fold, own) for fold, own in cases.items() if wanted is None or fold in wanted}
+    if any(taught.values()):
+        told = ", ".join(f"{taught[f]} of {len(cases[f].validation)} of fold {f}" for f in taught if taught[f])
+        clean = [fold for fold in folds if fold in taught and not taught[fold]]
+        reporter.warn(
+            f"left out: {folder.name}, whose weights were taught with the labels of validation cases ({told}): its "
+            "Dice there does not compare" + (f"; -f {' '.join(clean)} compares what is left" if clean else "")
+        )
+        return None
     identities = {fold: checkpoint_identity(folder, fold) for fold in folds}
     return TrainedModel(folder, folds, identities, {fold: own.validation for fold, own in cases.items()})
+
+
+def _taught(folder: Path, fold: str, cases: RunCases) -> int:
+    """How many of a fold's validation cases taught its weights: as recorded, and as the weights still at hand say."""
+    manifest = read_manifest(fold_folder(folder, fold) / f"checkpoint_final{ENDING}")
+    known = labels_read(manifest.base, manifest.dataset) & set(cases.validation)
+    return len(known | set(cases.labels_seen))
 
 
 def plan_comparison(
@@ -175,108 +184,3 @@ def plan_comparison(
             todo="train the missing folds, or choose with -c, --preset and -f",
         )
     return Comparison(tuple(models), chosen, cases, pairs and len(models) > 1, mirror)
-
-
-def mask_file(folder: Path, candidate: str, case: str, ending: str) -> Path:
-    """Where a candidate's cross-validated mask of a case is."""
-    return folder / candidate / f"{case}{ending}"
-
-
-def score_cases(
-    comparison: Comparison, cases: Sequence[Case], folder: Path, *, device: str, overwrite: bool, reporter: Reporter
-) -> dict[str, CaseScores]:
-    """Scores of every case by every candidate, each model predicting with the fold that did not train on it.
-
-    What an earlier comparison of the same models left in the folder is kept.
-
-    Args:
-        comparison: What is compared.
-        cases: Raw cases of it.
-        folder: Where masks and scores are written.
-        device: As for training.
-        overwrite: Predict anew what is there.
-        reporter: Told about progress.
-
-    Returns:
-        Case to scores.
-    """
-    scores: dict[str, CaseScores] = {}
-    waiting: dict[tuple[str, ...], list[Case]] = {}
-    for case in cases:
-        kept = None if overwrite else _kept(folder, comparison, case)
-        if kept is None:
-            folds = tuple(str(model.fold_of(case.name, comparison.folds)) for model in comparison.models)
-            waiting.setdefault(folds, []).append(case)
-        else:
-            scores[case.name] = kept
-    if scores:
-        reporter.info(f"{len(scores)} of {len(cases)} cases were compared before and are kept")
-    for folds, group in sorted(waiting.items()):
-        predictors = _load(comparison, folds, device)
-        for case in reporter.track(group, total=len(group), what=f"comparing on fold {', '.join(sorted(set(folds)))}"):
-            scores[case.name] = _score_case(comparison, predictors, case, folder)
-    return scores
-
-
-def _kept(folder: Path, comparison: Comparison, case: Case) -> CaseScores | None:
-    """Scores of an earlier comparison of the same models, with their masks."""
-    file = folder / f"{case.name}.json"
-    if not file.is_file():
-        return None
-    try:
-        scores = load_schema(CaseScores, file)
-    except ConfigError:
-        return None
-    ending = ending_of(case.images[0])
-    masks = all(mask_file(folder, candidate, case.name, ending).is_file() for candidate in comparison.candidates)
-    return scores if masks and scores.key == comparison.key(case) else None
-
-
-def _load(comparison: Comparison, folds: Sequence[str], device: str) -> dict[str, Predictor]:
-    predictors = {
-        model.name: Predictor.from_folder(model.folder, folds=[fold], device=device, mirror=comparison.mirror)
-        for model, fold in zip(comparison.models, folds, strict=True)
-    }
-    first, *others = predictors.values()
-    for other in others:
-        check_same_task(first, other)
-    return predictors
-
-
-def _score_case(comparison: Comparison, predictors: Mapping[str, Predictor], case: Case, folder: Path) -> CaseScores:
-    """Predict, write and score one case by every candidate; probabilities stay on disk and go when it is done."""
-    assert case.label is not None
-    volume = read_volume(case.images, case=case.name)
-    reference = read_labels(case.label, case=case.name)
-    spec = next(iter(predictors.values())).plan.label_spec
-    ending = ending_of(case.images[0])
-    dice: dict[str, dict[str, float | None]] = {}
-
-    def finish(candidate: str, labels: NDArray[Any]) -> None:
-        write_labels(mask_file(folder, candidate, case.name, ending), labels, like=volume)
-        dice[candidate] = case_dice(reference.data[0], labels, spec, volume.geometry)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".probabilities-", ignore_cleanup_errors=True) as scratch:
-        probabilities = {}
-        for name, predictor in predictors.items():
-            place = on_disk(Path(scratch) / f"{name}.npy")
-            prepared = predictor.preprocess(volume, name=case.name)
-            restored = predictor.predict_prepared(prepared, with_probabilities=comparison.pairs, allocate=place)
-            finish(name, restored.labels)
-            probabilities[name] = restored.probabilities
-        for candidate, members in comparison.candidates.items():
-            if len(members) > 1:
-                maps = [maps for name in members if (maps := probabilities[name]) is not None]
-                finish(candidate, mean_labels(maps, spec))
-    scores = CaseScores(case=case.name, key=comparison.key(case), dice=dice)
-    save_schema(scores, folder / f"{case.name}.json")
-    return scores
-
-
-def case_dice(
-    reference: NDArray[Any], prediction: NDArray[Any], spec: LabelSpec, geometry: Geometry
-) -> dict[str, float | None]:
-    """Dice per structure; None where neither mask holds it."""
-    metrics = evaluate_case(reference, prediction, labels=spec, geometry=geometry, surface=False)
-    return {name: scores.Dice for name, scores in metrics.items()}

@@ -37,6 +37,7 @@ def evaluate(
     reporter: Reporter | None = None,
     surface: bool = True,
     unmatched: Sequence[str] = (),
+    groups: Mapping[str, str] | None = None,
 ) -> EvaluationReport:
     """Score label files. A missing or unusable file stops no other case and is listed in the report.
 
@@ -48,6 +49,7 @@ def evaluate(
         reporter: Told about progress and about what could not be evaluated.
         surface: Whether to measure surface distances.
         unmatched: Predictions without a reference, to be listed.
+        groups: Case to group (patient), whose cases belong together.
     """
     reporter = reporter or SilentReporter()
     present = [(case, ref, pred) for case, ref, pred in pairs if pred is not None and pred.is_file()]
@@ -69,6 +71,7 @@ def evaluate(
         missing=missing,
         failed={outcome.name: str(outcome.error) for outcome in outcomes if outcome.error is not None},
         unmatched=unmatched,
+        groups=groups,
     )
     _warn(report, reporter)
     if surface:

@@ -18,10 +18,12 @@ from samunet.core.errors import UsageError
 from samunet.core.labels import LabelSpec
 from samunet.core.log import Reporter
 from samunet.datasets.raw import load_raw_dataset
+from samunet.evaluation.aggregate import group_labels
 from samunet.evaluation.overlap import count_voxels, dice
 from samunet.evaluation.selection import (
     ABSENT,
     RULE,
+    Groups,
     Table,
     choose,
     filter_helps,
@@ -34,8 +36,12 @@ from samunet.imageio import read_labels
 from samunet.imageio.formats import ending_of
 from samunet.inference.postprocess import apply_filters, component_sizes, filtered_mask
 from samunet.models.device import resolve_device
-from samunet.pipeline.candidates import Comparison, case_dice, find_models, mask_file, plan_comparison, score_cases
+from samunet.pipeline.candidate_scores import case_dice, mask_file, score_cases
+from samunet.pipeline.candidates import Comparison, find_models, plan_comparison
 from samunet.pipeline.provenance import describe
+
+NOT_TRIED = "not tried: where voxels may be ignored, removing a real component that nobody labelled would cost nothing"
+NO_FILTER_HELPS = "none gains on average without a likely loss"
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,12 @@ def find_best(request: BestRequest, workspace: Workspace, *, reporter: Reporter)
     name = workspace.dataset_name(request.dataset)
     dataset = load_raw_dataset(workspace.raw_folder(request.dataset))
     models = find_models(
-        workspace, name, configurations=request.configurations, presets=request.presets, reporter=reporter
+        workspace,
+        name,
+        configurations=request.configurations,
+        presets=request.presets,
+        folds=request.folds,
+        reporter=reporter,
     )
     comparison = plan_comparison(models, request.folds, pairs=request.pairs, mirror=request.mirror, reporter=reporter)
     cases = _raw_cases(comparison, {case.name: case for case in dataset.training}, dataset.folder)
@@ -95,15 +106,18 @@ def find_best(request: BestRequest, workspace: Workspace, *, reporter: Reporter)
     scores = score_cases(comparison, cases, folder, device=device, overwrite=request.overwrite, reporter=reporter)
     spec = dataset.description.label_spec
     tables = _tables(comparison, scores, list(spec.names))
-    chosen, reason = choose(tables, {candidate: len(parts) for candidate, parts in comparison.candidates.items()})
+    groups = group_labels(comparison.cases, dataset.groups)
+    numbers = {candidate: len(parts) for candidate, parts in comparison.candidates.items()}
+    chosen, reason = choose(tables, numbers, groups)
     pairs = _mask_pairs(cases, folder, chosen)
-    filters, filtered = choose_filters(pairs, spec, tables[chosen])
+    filters, filtered, filters_reason = choose_filters(pairs, spec, dataset.groups)
     best = Best(
         dataset=name,
         models=_models(comparison, chosen, request.folds),
         filters=filters,
+        filters_reason=filters_reason,
         reason=reason,
-        candidates=_ranking(comparison, tables, list(spec.names)),
+        candidates=_ranking(comparison, tables, list(spec.names), groups),
         filtered_dice=filtered,
         folds=comparison.folds,
         cases=comparison.cases,
@@ -154,7 +168,7 @@ def _models(comparison: Comparison, chosen: str, folds: Sequence[str] | None) ->
 
 
 def _ranking(
-    comparison: Comparison, tables: Mapping[str, Table], structures: Sequence[str]
+    comparison: Comparison, tables: Mapping[str, Table], structures: Sequence[str], groups: Groups
 ) -> tuple[CandidateScore, ...]:
     """Every candidate, best first."""
     order = sorted(tables, key=lambda candidate: -float(tables[candidate].mean()))
@@ -162,9 +176,9 @@ def _ranking(
     return tuple(
         CandidateScore(
             models=comparison.candidates[candidate],
-            dice=mean_dice(tables[candidate]),
+            dice=mean_dice(tables[candidate], groups),
             structures=dict(zip(structures, tables[candidate].mean(axis=0).tolist(), strict=True)),
-            behind=None if candidate == order[0] else paired_gain(first, tables[candidate]),
+            behind=None if candidate == order[0] else paired_gain(first, tables[candidate], groups),
         )
         for candidate in order
     )
@@ -179,35 +193,41 @@ def _mask_pairs(cases: Sequence[Case], folder: Path, candidate: str) -> list[Mas
 
 
 def choose_filters(
-    pairs: Sequence[MaskPair], spec: LabelSpec, before: Table
-) -> tuple[tuple[ComponentFilter, ...], Interval | None]:
+    pairs: Sequence[MaskPair], spec: LabelSpec, groups: Mapping[str, str] | None = None
+) -> tuple[tuple[ComponentFilter, ...], Interval | None, str]:
     """The component filter of each structure that helps in cross-validation, if any does.
+
+    None is tried where voxels may be ignored: there a reference does not know its components, and to remove one that
+    is real but was not labelled would cost nothing.
 
     Args:
         pairs: Cross-validated masks of the chosen candidate with their references.
         spec: Meaning of the values.
-        before: (cases, structures) Dice without filters.
+        groups: Case to group.
 
     Returns:
-        The filters, and the score with all of them; None without any.
+        The filters, the score with all of them (None without any), and why these or none.
     """
+    if spec.ignore is not None:
+        return (), None, NOT_TRIED
     options = _options(pairs, spec)
     trials: dict[str, list[list[float]]] = {name: [] for name in spec.names}
     for pair in pairs:
         for name, row in _trial(pair, options, spec).items():
             trials[name].append(row)
-    filters = tuple(
-        found for name in spec.names if (found := _best_filter(np.array(trials[name]), options[name])) is not None
-    )
+    labels = group_labels(_names(pairs), groups)
+    chosen = (_best_filter(np.array(trials[name]), options[name], labels) for name in spec.names)
+    filters = tuple(found for found in chosen if found is not None)
     if not filters:
-        return (), None
+        return (), None, NO_FILTER_HELPS
     after = score_table(
         {pair.case: _filtered_dice(pair, filters, spec) for pair in pairs}, _names(pairs), [*spec.names]
     )
-    gain = paired_gain(after, before)
+    before = np.column_stack([np.array(trials[name])[:, 0] for name in spec.names])
+    gain = paired_gain(after, before, labels)
     if gain.value is None or gain.value <= 0:
-        return (), None
-    return filters, mean_dice(after)
+        return (), None, NO_FILTER_HELPS
+    return filters, mean_dice(after, labels), "each gains in cross-validation, as said with it"
 
 
 def _options(pairs: Sequence[MaskPair], spec: LabelSpec) -> dict[str, list[ComponentFilter]]:
@@ -233,13 +253,12 @@ def _options(pairs: Sequence[MaskPair], spec: LabelSpec) -> dict[str, list[Compo
 def _trial(pair: MaskPair, options: Mapping[str, Sequence[ComponentFilter]], spec: LabelSpec) -> dict[str, list[float]]:
     """Per structure its Dice without a filter and with each of the options."""
     reference, mask = (read_labels(file, case=pair.case) for file in (pair.reference, pair.mask))
-    known = np.ones(reference.data[0].shape, bool) if spec.ignore is None else reference.data[0] != spec.ignore
     volume = reference.geometry.voxel_volume_mm3
     rows = {}
     for name in spec.names:
         truth, found = (spec.structure_mask(labels.data[0], name) for labels in (reference, mask))
         kept = [found, *(filtered_mask(found, rule, volume) for rule in options[name])]
-        rows[name] = [_dice(truth & known, part & known) for part in kept]
+        rows[name] = [_dice(truth, part) for part in kept]
     return rows
 
 
@@ -248,16 +267,17 @@ def _dice(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
     return value if np.isfinite(value) else ABSENT
 
 
-def _best_filter(trials: Table, options: Sequence[ComponentFilter]) -> ComponentFilter | None:
+def _best_filter(trials: Table, options: Sequence[ComponentFilter], groups: Groups) -> ComponentFilter | None:
     """The option that gains most among those that help; None if none does.
 
     Args:
         trials: (cases, 1 + options) Dice without a filter and with each.
         options: The filters.
+        groups: Group of each case.
     """
     helping = []
     for column, rule in enumerate(options, start=1):
-        helps, reason = filter_helps(trials[:, 0], trials[:, column])
+        helps, reason = filter_helps(trials[:, 0], trials[:, column], groups)
         if helps:
             helping.append((float(trials[:, column].mean()), rule.model_copy(update={"reason": reason})))
     return max(helping, key=lambda entry: entry[0])[1] if helping else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.method import faults_with_weights, summarise
 from samunet.artifacts.plan import (
     Configuration,
     DeviceClass,
@@ -19,11 +20,11 @@ from samunet.artifacts.pretraining import Pretrained
 from samunet.artifacts.probe import load_probes
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema
-from samunet.core.errors import UsageError
+from samunet.core.errors import ConfigError, UsageError
 from samunet.core.files import sha256_json
 from samunet.models.device import device_class
 from samunet.models.weights import AUTO as AUTO_WEIGHTS
-from samunet.models.weights import pretrained_weights, weights_kind
+from samunet.models.weights import pretrained_weights, supplies_decoder, weights_kind
 from samunet.pipeline.subsets import SubsetRequest, subset_tag
 from samunet.planners.method_recipes import automatic_recipe, changed_recipe, preset_recipe, with_changes
 from samunet.planners.presets import AUTO, get_preset
@@ -128,6 +129,7 @@ def method_recipe(
     if is_planned:
         recipe = resolve_recipe(chosen, kind, place)
         if not request.changes and request.rank is None:
+            _refuse_random_decoder(recipe, request)
             return recipe
         # a change that cannot be made is told before anything is read
         with_changes(recipe.method, request.changes, request.rank)
@@ -141,14 +143,36 @@ def method_recipe(
     }
     if request.preset != AUTO:
         preset, published = get_preset(request.preset), request.published
-        planned = preset_recipe(preset, plan, fingerprint, **asked, backbone=backbone, published=published)
+        planned = preset_recipe(
+            preset, plan, fingerprint, **asked, backbone=backbone, published=published, from_random=from_random
+        )
     else:
         asked["probes"] = load_probes(workspace.probe_file(plan.dataset))
         if backbone is not None:
             planned = automatic_recipe(plan, fingerprint, **asked, backbone=backbone, from_random=from_random)
         else:
             planned = changed_recipe(chosen.recipes[kind][place], plan, fingerprint, **asked)
-    return strip_reasons(planned, kind, place, slab_depth=chosen.slab_depth.value)
+    recipe = strip_reasons(planned, kind, place, slab_depth=chosen.slab_depth.value)
+    _refuse_random_decoder(recipe, request)
+    return recipe
+
+
+def _refuse_random_decoder(recipe: ResolvedRecipe, request: MethodRequest) -> None:
+    """Refuse a method that leaves parts of the decoder as the weights do not hold them: at random values.
+
+    Raises:
+        ConfigError: With what to change.
+    """
+    kind = chosen_kind(request)
+    faults = [] if kind == "none" else faults_with_weights(recipe.method, kind, has_decoder=False)
+    # the file is read only where it matters
+    if faults and not supplies_decoder(request.weights, recipe.backbone):
+        raise ConfigError(
+            f"{'the plan' if request.preset == AUTO else f'preset {request.preset}'} does not go with these weights",
+            expected="weights with a mask decoder, or a method that trains all of it",
+            found=f"{request.weights}, and {summarise(recipe.method)}",
+            todo="; ".join(faults),
+        )
 
 
 def _backbone(request: MethodRequest, about: Pretrained | None, planned: str | None) -> str | None:

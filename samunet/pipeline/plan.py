@@ -19,8 +19,10 @@ from samunet.core.files import read_json, write_json
 from samunet.core.log import Reporter, SilentReporter
 from samunet.pipeline.explanation import PAGE, TEXT_PAGE, write_explanation
 from samunet.pipeline.replan import discard_plan, plan_again
+from samunet.pipeline.stores import identities, record_inputs
 from samunet.planners.fingerprint import extract_fingerprint, inputs_hash
 from samunet.planners.hardware import detect_budget
+from samunet.planners.mirrors import find_mirror_pairs
 from samunet.planners.planner import make_plan
 
 if TYPE_CHECKING:
@@ -118,13 +120,23 @@ def _fingerprint(
         enough_checks = existing.verified or not verify
         if enough_checks and (skip_bad_cases or not existing.left_out):
             reporter.info(f"{dataset.name}: input files unchanged, fingerprint kept")
-            return existing
+            return _with_pairs(existing, dataset, file)
     bad = _verify(dataset, processes, skip_bad_cases, reporter) if verify else ()
     cache = file.parent / _CACHE
     fingerprint = extract_fingerprint(dataset, processes=processes, reporter=reporter, skip=bad, cache=cache)
     fingerprint = fingerprint.model_copy(update={"inputs_sha256": inputs, "verified": verify})
     save_schema(fingerprint, file)
     shutil.rmtree(cache, ignore_errors=True)
+    return fingerprint
+
+
+def _with_pairs(fingerprint: Fingerprint, dataset: RawDataset, file: Path) -> Fingerprint:
+    """A fingerprint with the mirror pairs as they are told from its facts now; older versions knew fewer signs."""
+    pairs = find_mirror_pairs(dataset.labels.names, fingerprint.cases)
+    if pairs == fingerprint.mirror_pairs:
+        return fingerprint
+    fingerprint = fingerprint.model_copy(update={"mirror_pairs": pairs})
+    save_schema(fingerprint, file)
     return fingerprint
 
 
@@ -232,9 +244,11 @@ def _preprocess(
     stores, failed = [], {}
     for key, name in configurations.items():
         store = workspace.store_folder(dataset.name, key)
+        before = identities(dataset.training)
         outcomes: list[Outcome[CaseRecord]] = preprocess_dataset(
             dataset, plan, name, store, processes=processes, reporter=reporter
         )
         failed.update({o.name: o.error for o in outcomes if o.error is not None})
+        record_inputs(store, before, {o.name: o.result.source_sha256 for o in outcomes if o.result is not None})
         stores.append(store)
     return tuple(stores), failed

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from samunet.artifacts.best import ComponentFilter
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import Plan
-from samunet.artifacts.prediction import CasePrediction, PredictionReport, PromptsUsed
+from samunet.artifacts.prediction import CasePrediction, ModelUsed, PredictionReport, PromptsUsed
 from samunet.artifacts.prompts import CasePrompts, load_prompts
-from samunet.core.config import load_schema, save_schema
+from samunet.core.config import save_schema
 from samunet.core.errors import UsageError
 from samunet.core.files import sha256_file, write_text
 from samunet.core.log import Reporter
@@ -20,10 +21,11 @@ from samunet.inference.ensemble import EnsemblePredictor
 from samunet.inference.export import Finish, predict_cases
 from samunet.inference.postprocess import apply_filters
 from samunet.inference.predictor import Predictor
+from samunet.pipeline.continuation import REPORT_FILE, files_of, masks_to_keep
 from samunet.pipeline.oracle import NAME_PART
-from samunet.pipeline.quality import Judge, MaskWatch, save_quality
+from samunet.pipeline.quality import Judge
+from samunet.pipeline.quality_files import QualityLog
 
-REPORT_FILE = "prediction.json"
 ORACLE_MARK = "ORACLE.txt"
 
 
@@ -40,7 +42,7 @@ class PredictionRequest:
         device: As for training.
         mirror: Average over mirrored views.
         save_probabilities: Write probabilities too.
-        resume: Keep masks that exist.
+        resume: Keep masks that the same models made in the same way.
         readers: Cases read ahead.
         writers: Masks written at the same time.
         prompts: prompts.json, for a promptable model.
@@ -74,49 +76,90 @@ class PredictionRequest:
 def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionReport:
     """Predict every case of a folder; bad images are listed and do not stop the others.
 
+    What decides the masks stands in the folder before the first of them, and each one's estimate before it does, so
+    that a run that is interrupted can be continued.
+
     Raises:
-        UsageError: If the input folder holds no image, or input and output are the same folder.
+        UsageError: If the input folder holds no image, input and output are the same folder, or masks would be kept
+            that were made in another way.
     """
     if not request.input.is_dir():
         raise UsageError("the input folder does not exist", file=request.input)
     if request.input.resolve() == request.output.resolve():
         raise UsageError("input and output are the same folder", file=request.input, todo="give another -o")
     prompts = None if request.prompts is None else load_prompts(request.prompts)
-    used = None if request.prompts is None else _prompts_used(request.prompts)
-    if request.resume:
-        _refuse_other_prompts(request.output, used)
     predictor = _load(request)
     predictor.check_prompts(given=prompts is not None)
     reporter.info(f"model {request.model}, fold {', '.join(predictor.folds)}")
     plan = predictor.plan
-    cases, findings = list_cases(request.input, num_channels=len(plan.channel_names), ending=plan.file_ending)
-    if not cases and not findings:
+    listed, findings = list_cases(request.input, num_channels=len(plan.channel_names), ending=plan.file_ending)
+    if not listed and not findings:
         raise UsageError("the input folder holds no images", expected=f"*{plan.file_ending}", file=request.input)
     problems = {str(f.case or f.file): f.render() for f in findings}
-    for name in sorted(set(prompts or ()) - {case.name for case in cases} - set(problems)):
+    for name in sorted(set(prompts or ()) - {case.name for case in listed} - set(problems)):
         problems[name] = f"there are prompts for {name} but no image of that name in {request.input}"
     for text in problems.values():
         reporter.warn(text)
-    request.output.mkdir(parents=True, exist_ok=True)
-    _mark(request.output, used)
-    watch = MaskWatch(plan)
-    results = _predict_all(predictor, [c for c in cases if c.name not in problems], prompts, request, watch, reporter)
-    results += [CasePrediction(case=name, status="failed", problem=text) for name, text in problems.items()]
-    report = PredictionReport(
+    cases = [case for case in listed if case.name not in problems]
+    run = _describe(request, predictor)
+    probabilities = request.save_probabilities
+    kept = (
+        masks_to_keep(run, cases, request.output, with_probabilities=probabilities) if request.resume else frozenset()
+    )
+    results = [CasePrediction(case=name, status="failed", problem=text) for name, text in problems.items()]
+    results += [CasePrediction(case=name, status="kept") for name in kept]
+    judge = Judge.of(
+        predictor,
+        (request.model_folder, *request.others),
+        checkpoint=request.checkpoint,
+        prompted=prompts is not None,
+        filtered=bool(request.filters),
+        reporter=reporter,
+    )
+    waiting = [case for case in cases if case.name not in kept]
+    _prepare(run, results, waiting, request.output)
+    log = QualityLog(judge, request.output, model=request.model, kept=kept, reporter=reporter)
+    results += _predict_all(predictor, waiting, prompts, request, log, reporter)
+    report = _save(run, results, request.output)
+    log.close([result.case for result in results if result.status != "failed"])
+    return report
+
+
+def _describe(request: PredictionRequest, predictor: Predictor | EnsemblePredictor) -> PredictionReport:
+    """What decides the masks of a run, without its cases."""
+    members = predictor.predictors if isinstance(predictor, EnsemblePredictor) else [predictor]
+    folders = (request.model_folder, *request.others)
+    prompted = request.prompts is not None
+    return PredictionReport(
         model=request.model,
+        models=tuple(
+            ModelUsed(model=folder.name, identities=member.identities)
+            for folder, member in zip(folders, members, strict=True)
+        ),
         folds=tuple(predictor.folds),
         checkpoint=request.checkpoint,
-        mirrored=request.mirror and prompts is None,
-        prompts=used,
+        mirrored=request.mirror and not prompted,
+        prompts=None if request.prompts is None else _prompts_used(request.prompts),
+        propagated=request.propagate and prompted,
         filters=request.filters,
-        dataset=plan.dataset,
-        cases=tuple(sorted(results, key=lambda r: r.case)),
+        dataset=predictor.plan.dataset,
+        cases=(),
     )
-    save_schema(report, request.output / REPORT_FILE)
-    folders = (request.model_folder, *request.others)
-    judge = Judge.of(predictor, folders, checkpoint=request.checkpoint, prompted=prompts is not None)
-    kept = [result.case for result in results if result.status == "kept"]
-    save_quality(judge, watch, request.output, model=request.model, kept=kept, reporter=reporter)
+
+
+def _prepare(run: PredictionReport, results: Sequence[CasePrediction], waiting: Sequence[Case], output: Path) -> None:
+    """Say in the folder what its masks will be; masks that stand where new ones will are deleted before that."""
+    output.mkdir(parents=True, exist_ok=True)
+    for case in waiting:
+        for file in files_of(case, output, with_probabilities=True):
+            file.unlink(missing_ok=True)
+    _mark(output, run.prompts)
+    _save(run, [*results, *(CasePrediction(case=case.name, status="pending") for case in waiting)], output)
+
+
+def _save(run: PredictionReport, results: Sequence[CasePrediction], output: Path) -> PredictionReport:
+    report = run.model_copy(update={"cases": tuple(sorted(results, key=lambda result: result.case))})
+    save_schema(report, output / REPORT_FILE)
     return report
 
 
@@ -160,43 +203,19 @@ def _mark(output: Path, used: PromptsUsed | None) -> None:
         )
 
 
-def _refuse_other_prompts(output: Path, used: PromptsUsed | None) -> None:
-    """Masks that are kept must answer the prompts given now.
-
-    Raises:
-        UsageError: If they answer others, or prompts made from the reference.
-    """
-    file, mark, wanted = output / REPORT_FILE, output / ORACLE_MARK, "" if used is None else used.sha256
-    former = load_schema(PredictionReport, file).prompts if file.is_file() else used
-    is_oracle = mark.is_file() and (not wanted or wanted not in mark.read_text())
-    if is_oracle or ("" if former is None else former.sha256) != wanted:
-        raise UsageError(
-            "the masks in this folder answer other prompts, and would be kept",
-            expected=f"{used.file}, SHA-256 {used.sha256[:12]}" if used else "no prompts",
-            found=f"those in {mark if is_oracle else file}",
-            file=output,
-            todo="give another -o, or leave --continue_prediction out",
-        )
-
-
 def _predict_all(
     predictor: Predictor | EnsemblePredictor,
     cases: list[Case],
     prompts: dict[str, CasePrompts] | None,
     request: PredictionRequest,
-    watch: MaskWatch,
+    log: QualityLog,
     reporter: Reporter,
 ) -> list[CasePrediction]:
     """Predict the cases, grouped by the ending of their masks (that of their images)."""
     results = []
     endings: dict[str, list[Case]] = {}
     for case in cases:
-        ending = ending_of(case.images[0])
-        wanted = [ending, ".npz"] if request.save_probabilities else [ending]
-        if request.resume and all((request.output / f"{case.name}{kind}").is_file() for kind in wanted):
-            results.append(CasePrediction(case=case.name, status="kept"))
-        else:
-            endings.setdefault(ending, []).append(case)
+        endings.setdefault(ending_of(case.images[0]), []).append(case)
     for ending, group in endings.items():
         outcomes = predict_cases(
             predictor,
@@ -210,7 +229,7 @@ def _predict_all(
             prompts=prompts,
             propagate=request.propagate,
             finish=_finish(request, predictor.plan),
-            observe=watch,
+            observe=log,
         )
         for name, error in outcomes.items():
             if error is not None:

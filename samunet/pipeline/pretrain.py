@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import monotonic, process_time
 from typing import Any
 
 from samunet.artifacts.checkpoint import ENDING, BaseWeights
@@ -26,11 +25,12 @@ from samunet.models.pretraining import build_masked_model, build_prompted_model
 from samunet.models.weights import NONE, WeightsFile, as_base, locate_weights, pretrained_weights, recorded_weights
 from samunet.pipeline.pretrain_data import TRAINING, Source, planned_datasets, read_sources, recipes_of
 from samunet.pipeline.provenance import describe
-from samunet.pipeline.train import DEFAULT_SEED, default_workers
+from samunet.pipeline.train import DEFAULT_SEED
 from samunet.planners import peft
 from samunet.planners.hardware import cpu_memory
 from samunet.planners.pretraining import KIND
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, load_identity, resume
+from samunet.training.clock import CLOCKS, clock_of_run, loader_workers
 from samunet.training.data import Slabs, SliceDataset, make_loader
 from samunet.training.fallback import predicted_gib
 from samunet.training.mixture import EncoderSlices, Mixture
@@ -138,7 +138,8 @@ def pretrain(request: PretrainingRequest, workspace: Workspace, *, reporter: Rep
     if request.resume:
         identity = load_identity(folder, "latest")
         recipe = replace(identity.recipe, precision=usable_precision(identity.recipe, device))
-        identity = replace(identity, recipe=_with_length(recipe, request))
+        clock = clock_of_run(identity.clock, processor=request.processor_clock, resume=True)
+        identity = replace(identity, recipe=_with_length(recipe, request), clock=clock)
         base = identity.base
     else:
         file = locate_weights(request.weights, get_spec(backbone), reporter=reporter)
@@ -230,6 +231,7 @@ def _identity(
         description=first.dataset.description,
         fingerprint=read_json(workspace.fingerprint_file(first.plan.dataset)),
         provenance=describe(),
+        clock=clock_of_run(None, processor=request.processor_clock, resume=False),
     )
 
 
@@ -257,14 +259,15 @@ def _execute(run: _Run, request: PretrainingRequest, existing: Sequence[Path], r
     _announce(run, request, built, reporter)
     model = place(built.model, run.device)
     data, objective = _samples(run, request)
-    clock = process_time if request.processor_clock else monotonic
-    settings = RunSettings(recipe, run.device, identity.seed, recipe.minutes, None, clock)
+    clock = identity.clock or "wall"
+    num_workers = loader_workers(request.num_workers, clock, run.device)
+    settings = RunSettings(recipe, run.device, identity.seed, recipe.minutes, None, CLOCKS[clock])
     loader = partial(
         make_loader,
         data,
         batch_size=recipe.batch_size,
         samples_per_epoch=settings.samples_per_epoch,
-        num_workers=default_workers(run.device) if request.num_workers is None else request.num_workers,
+        num_workers=num_workers,
         pin_memory=run.device != "cpu",
     )
     events = PretrainingEvents(run.folder, identity, samples=data, objective=objective)
@@ -373,6 +376,7 @@ def _write(
         masking=masking,
         steps=state.step,
         minutes=trainer.elapsed / 60,
+        clock=identity.clock,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         loss=loss,

@@ -18,9 +18,10 @@ from samunet.models.build import build_model
 from samunet.models.device import place, resolve_device
 from samunet.models.weights import NONE
 from samunet.pipeline.methods import chosen_kind
-from samunet.pipeline.train import default_workers, identify_run
+from samunet.pipeline.train import identify_run
 from samunet.pipeline.training_run import RunInputs, TrainingRequest, planned, read_inputs, run_folder
 from samunet.training.checkpointing import RunIdentity
+from samunet.training.clock import default_workers
 from samunet.training.data import Sample, SliceDataset, make_loader
 from samunet.training.objective import SemanticObjective
 from samunet.training.probe import Measurement, measure, probe_recipe

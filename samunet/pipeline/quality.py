@@ -1,10 +1,7 @@
-"""A model's judgement of its own masks: calibrated after training, written beside masks."""
+"""A model's judgement of its own masks: calibrated after training, applied to what it predicts."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +12,10 @@ import numpy as np
 from samunet.artifacts.plan import Plan
 from samunet.artifacts.quality import (
     CALIBRATION_FILE,
-    QUALITY_FILE,
-    QUALITY_TABLE,
     Calibration,
     CalibrationFit,
     CaseQuality,
-    Flag,
     Observation,
-    QualityReport,
     StructureQuality,
     StructureSigns,
 )
@@ -31,11 +24,11 @@ from samunet.artifacts.store import CaseRecord
 from samunet.artifacts.workspace import fold_folder
 from samunet.core.config import load_schema, save_schema
 from samunet.core.errors import ConfigError
-from samunet.core.files import write_text
 from samunet.core.geometry import Geometry
+from samunet.core.labels import LabelSpec
 from samunet.core.log import Reporter
 from samunet.core.volume import Volume
-from samunet.evaluation.calibration import LEAST_CASES, estimate_dice, fit_calibration
+from samunet.evaluation.calibration import LEAST_CASES, count_units, estimate_dice, fit_calibration
 from samunet.inference.ensemble import EnsemblePredictor
 from samunet.inference.familiarity import (
     TrainingFacts,
@@ -43,16 +36,15 @@ from samunet.inference.familiarity import (
     training_facts,
     unfamiliar_image,
     unfamiliar_mask,
+    widest,
 )
 from samunet.inference.predictor import Predictor
 from samunet.inference.restore import Restored
 from samunet.pipeline.selection import checkpoint_identity
+from samunet.pipeline.training_run import CASES_FILE, RunCases
 from samunet.preprocessing.store import CaseStore
 
-LOOK_FIRST_SHARE = 0.2
-MOST_LISTED = 20
-MOST_PRINTED = 5
-CSV_HEADER = ("case", "structure", "dice", "low", "high", "volume_ml", "flags")
+_MISSING = "not calibrated: no readable calibration beside the checkpoint; samunet_train --val makes one"
 
 
 @dataclass(frozen=True)
@@ -63,13 +55,31 @@ class SeenMask:
         geometry: The image's grid.
         record: What preprocessing recorded.
         volumes_ml: Per structure the volume of the mask as written.
-        signs: Per structure what the model says about it.
+        signs: Per structure what the models say about it, before component filters.
     """
 
     geometry: Geometry
     record: CaseRecord
     volumes_ml: Mapping[str, float]
     signs: Mapping[str, StructureSigns]
+
+
+def seen_mask(labels: LabelSpec, volume: Volume, prepared: Any, restored: Restored) -> SeenMask:
+    """What is kept of a case.
+
+    Args:
+        labels: Meaning of the label values.
+        volume: The image.
+        prepared: What preprocessing made of it; of several models the first one's is taken.
+        restored: The mask as it will be written, with what the models say about it.
+    """
+    first = prepared[0] if isinstance(prepared, list) else prepared
+    counts = np.bincount(restored.labels.ravel(), minlength=max(labels.values) + 1)
+    voxels = {structure: int(counts[list(values)].sum()) for structure, values in labels.names.items()}
+    volumes = {name: number * volume.geometry.voxel_volume_mm3 / 1000 for name, number in voxels.items()}
+    said = restored.signs or {}
+    signs = {n: said[n] if n in said and number else StructureSigns(voxels=0) for n, number in voxels.items()}
+    return SeenMask(volume.geometry, first.record, volumes, signs)
 
 
 class MaskWatch:
@@ -85,13 +95,7 @@ class MaskWatch:
 
     def __call__(self, name: str, volume: Volume, prepared: Any, restored: Restored) -> None:
         """Remember one case."""
-        first = prepared[0] if isinstance(prepared, list) else prepared
-        counts = np.bincount(restored.labels.ravel(), minlength=max(self._labels.values) + 1)
-        voxels = {structure: int(counts[list(values)].sum()) for structure, values in self._labels.names.items()}
-        volumes = {name: number * volume.geometry.voxel_volume_mm3 / 1000 for name, number in voxels.items()}
-        said = restored.signs or {}
-        signs = {n: said[n] if n in said and number else StructureSigns(voxels=0) for n, number in voxels.items()}
-        self.seen[name] = SeenMask(volume.geometry, first.record, volumes, signs)
+        self.seen[name] = seen_mask(self._labels, volume, prepared, restored)
 
 
 def write_calibration(
@@ -103,6 +107,8 @@ def write_calibration(
     reporter: Reporter,
     watch: MaskWatch | None = None,
     report: EvaluationReport | None = None,
+    groups: Mapping[str, str] | None = None,
+    labels_seen: Collection[str] = (),
 ) -> Calibration:
     """Calibrate a fold's model on its validation cases, and write what it says beside its checkpoint.
 
@@ -114,17 +120,20 @@ def write_calibration(
         reporter: Told how well the estimates do.
         watch: Was told of the validation cases; None without any that were predicted without prompts.
         report: Their true scores.
+        groups: Case to group.
+        labels_seen: Validation cases whose labels taught the weights: their masks say nothing about others.
     """
     opened = CaseStore(store)
     records = [opened.record(name) for name in trained]
-    seen = () if watch is None or report is None else observations(watch.seen, report)
-    fits = fit_calibration(seen)
+    made = () if watch is None or report is None else observations(watch.seen, report)
+    seen = tuple(one for one in made if one.case not in labels_seen)
+    fits = fit_calibration(seen, groups)
     calibration = Calibration(
         identity=checkpoint_identity(folder.parent, folder.name.removeprefix("fold_")),
         fits=fits,
-        reason=_reason(fits, seen),
+        reason=_reason(fits, seen, groups, labels_seen),
         intensities=intensity_ranges(records, channels),
-        observations=tuple(seen),
+        observations=seen,
     )
     save_schema(calibration, folder / CALIBRATION_FILE)
     reporter.info(f"estimates of Dice: {calibration.reason}")
@@ -143,14 +152,22 @@ def observations(seen: Mapping[str, SeenMask], report: EvaluationReport) -> tupl
     return tuple(made)
 
 
-def _reason(fits: Sequence[CalibrationFit], seen: Sequence[Observation]) -> str:
-    cases = len({one.case for one in seen})
+def _reason(
+    fits: Sequence[CalibrationFit],
+    seen: Sequence[Observation],
+    groups: Mapping[str, str] | None,
+    labels_seen: Collection[str],
+) -> str:
+    cases = f"{len({one.case for one in seen})} validation cases"
+    units = count_units((one.case for one in seen), groups)
+    cases += f" of {units} groups" if groups else ""
+    cases += f", without {len(labels_seen)} whose labels taught the weights" if labels_seen else ""
     if not fits:
-        if not seen:
+        if not seen and not labels_seen:
             return "not calibrated: no masks of validation cases that were made without prompts"
-        return f"not calibrated: masks of {cases} validation cases, and it takes {LEAST_CASES}"
+        return f"not calibrated: masks of {cases}, and it takes {LEAST_CASES}{' groups' if groups else ''}"
     error = next(fit.error for fit in fits if fit.structure is None)
-    return f"calibrated on {len(seen)} masks of {cases} validation cases, mean error {error:.3f} when held out"
+    return f"calibrated on {len(seen)} masks of {cases}, mean error {error:.3f} when held out"
 
 
 @dataclass(frozen=True)
@@ -171,21 +188,39 @@ class Judge:
 
     @classmethod
     def of(
-        cls, predictor: Predictor | EnsemblePredictor, folders: Sequence[Path], *, checkpoint: str, prompted: bool
+        cls,
+        predictor: Predictor | EnsemblePredictor,
+        folders: Sequence[Path],
+        *,
+        checkpoint: str,
+        prompted: bool,
+        filtered: bool = False,
+        reporter: Reporter,
     ) -> Judge:
-        """The judge of loaded models, with the calibrations beside their checkpoints."""
-        places = [(folder, fold) for folder in folders for fold in predictor.folds]
-        found = [_read_calibration(folder, fold) for folder, fold in places]
-        usable = [own for own in found if own is not None]
-        intensities = usable[0].intensities if usable else ()
-        facts = training_facts(predictor.fingerprint, predictor.plan, intensities)
+        """The judge of loaded models, with the calibrations beside their checkpoints.
+
+        Args:
+            predictor: The models.
+            folders: Theirs, in the same order.
+            checkpoint: Which of their checkpoints.
+            prompted: Whether they are given prompts.
+            filtered: Whether components are removed from their masks.
+            reporter: Told of a file that cannot be read; it then counts as missing, and masks are made.
+        """
+        members = predictor.predictors if isinstance(predictor, EnsemblePredictor) else [predictor]
+        found = [
+            [_read_calibration(folder, fold, reporter) for fold in member.folds]
+            for folder, member in zip(folders, members, strict=True)
+        ]
+        facts = _facts(members[0], folders[0], found[0], reporter)
+        remark = "; estimates are of the masks before component filters, volumes of those written" if filtered else ""
         if prompted or checkpoint != "final":
             why = "prompts were given" if prompted else f"they are of {checkpoint} checkpoints, and only final ones are"
-            return cls(predictor.plan, facts, (), f"not calibrated: {why}")
-        fits = tuple(own.fits for own in usable if own.fits)
-        notes = list(dict.fromkeys(own.reason for own in usable))
-        missing = "not calibrated: no calibration beside the checkpoint; samunet_train --val makes one"
-        return cls(predictor.plan, facts, fits, "; ".join(notes) or missing)
+            return cls(predictor.plan, facts, (), f"not calibrated: {why}{remark}")
+        every = [own for part in found for own in part]
+        fits = tuple(own.fits for own in every if own is not None and own.fits)
+        notes = dict.fromkeys(_MISSING if own is None else own.reason for own in every)
+        return cls(predictor.plan, facts, fits, "; ".join(notes) + remark)
 
     def case(self, name: str, seen: SeenMask) -> CaseQuality:
         """The estimates and flags of one case."""
@@ -206,93 +241,42 @@ class Judge:
         each = [estimate_dice(fits, structure, signs) for fits in self.fits or ((),)]
         columns = [[value for value in column if value is not None] for column in zip(*each, strict=True)]
         dice, low, high = (round(sum(c) / len(c), 4) if len(c) == len(each) else None for c in columns)
-        return StructureQuality(dice=dice, low=low, high=high, volume_ml=round(volume_ml, 6), signs=signs)
+        return StructureQuality(
+            dice=dice, low=low, high=high, calibrated=low is not None, volume_ml=round(volume_ml, 6), signs=signs
+        )
 
 
-def save_quality(
-    judge: Judge, watch: MaskWatch, output: Path, *, model: str, kept: Collection[str], reporter: Reporter
-) -> QualityReport:
-    """Write estimates and flags of all masks of a folder as JSON and CSV, and say which to look at first.
+def _facts(
+    member: Predictor, folder: Path, calibrations: Sequence[Calibration | None], reporter: Reporter
+) -> TrainingFacts:
+    """What the cases were like that a model's folds were trained on; what cannot be read is told and left out.
 
     Args:
-        judge: Of the models.
-        watch: Was told of the masks.
-        output: Folder of the masks.
-        model: As in prediction.json.
-        kept: Cases whose masks an earlier run made: what it wrote about them is kept.
-        reporter: Told the summary.
+        member: The model whose preprocessing the images are compared after.
+        folder: Its own.
+        calibrations: Of its folds.
+        reporter: Told of what cannot be read.
     """
-    cases = {name: judge.case(name, seen) for name, seen in watch.seen.items()}
-    former = {case.case: case for case in _former(output / QUALITY_FILE) if case.case in kept}
-    ordered = tuple(case for _, case in sorted((former | cases).items()))
-    report = QualityReport(
-        dataset=judge.plan.dataset,
-        model=model,
-        calibrated=bool(judge.fits),
-        note=judge.note,
-        look_first=look_first(ordered),
-        cases=ordered,
-    )
-    save_schema(report, output / QUALITY_FILE)
-    write_text(output / QUALITY_TABLE, csv_text(ordered))
-    if ordered:
-        reporter.info(summary(report))
-    return report
+    intensities = widest([own.intensities for own in calibrations if own is not None])
+    try:
+        files = [fold_folder(folder, fold) / CASES_FILE for fold in member.folds]
+        parts = [RunCases.read(file).trained for file in files if file.is_file()]
+        cases = {name for part in parts for name in part} if len(parts) == len(files) else None
+        return training_facts(member.fingerprint, member.plan, intensities, cases=cases)
+    except ConfigError as error:
+        reporter.warn(f"images are not compared with the training cases: {error}")
+        return TrainingFacts(intensities=intensities)
 
 
-def look_first(cases: Sequence[CaseQuality]) -> tuple[str, ...]:
-    """The fifth of the cases with the lowest estimates and all that are flagged, lowest estimate first, at most 20."""
-    order = sorted(cases, key=lambda case: math.inf if case.lowest is None else case.lowest)
-    number = math.ceil(LOOK_FIRST_SHARE * len(order))
-    chosen = [case.case for place, case in enumerate(order) if place < number or case.flags]
-    return tuple(chosen[:MOST_LISTED])
-
-
-def csv_text(cases: Sequence[CaseQuality]) -> str:
-    """One line per case and structure; an empty cell where there is no estimate."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for case in cases:
-        for name, own in case.structures.items():
-            numbers = ["" if value is None else value for value in (own.dice, own.low, own.high, own.volume_ml)]
-            writer.writerow([case.case, name, *numbers, "; ".join(map(str, case.flags))])
-    return stream.getvalue()
-
-
-def summary(report: QualityReport) -> str:
-    """In a few words: how sure, and which cases to look at."""
-    by_name = {case.case: case for case in report.cases}
-    shown = [_phrase(by_name[name]) for name in report.look_first[:MOST_PRINTED]]
-    more = len(report.look_first) - len(shown)
-    rest = f" and {more} more" if more > 0 else ""
-    return f"estimated Dice in {QUALITY_FILE} ({report.note}); look first at {'; '.join(shown)}{rest}"
-
-
-def _phrase(case: CaseQuality) -> str:
-    value = "nothing found" if case.lowest is None else f"{case.lowest:.2f}"
-    number = len(case.flags)
-    if not number:
-        return f"{case.case} {value}"
-    return f"{case.case} {value}, unfamiliar: {_short(case.flags[0])}{f' and {number - 1} more' if number > 1 else ''}"
-
-
-def _short(flag: Flag) -> str:
-    return f"{flag.fact} {flag.found} (training {flag.training})"
-
-
-def _read_calibration(folder: Path, fold: str) -> Calibration | None:
+def _read_calibration(folder: Path, fold: str, reporter: Reporter) -> Calibration | None:
     """The calibration of a fold's final checkpoint; None where there is none, or it is of another training."""
     file = fold_folder(folder, fold) / CALIBRATION_FILE
     if not file.is_file():
         return None
-    calibration = load_schema(Calibration, file)
-    return calibration if calibration.identity == checkpoint_identity(folder, fold) else None
-
-
-def _former(file: Path) -> tuple[CaseQuality, ...]:
-    """What an earlier run wrote; nothing if it cannot be read."""
     try:
-        return load_schema(QualityReport, file).cases if file.is_file() else ()
-    except ConfigError:
-        return ()
+        calibration = load_schema(Calibration, file)
+    except ConfigError as error:
+        error.todo = "masks are made, their estimates are not calibrated; samunet_train --val writes the file anew"
+        reporter.warn(str(error))
+        return None
+    return calibration if calibration.identity == checkpoint_identity(folder, fold) else None

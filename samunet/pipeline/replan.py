@@ -13,12 +13,13 @@ from samunet.artifacts.probe import Probes
 from samunet.core.errors import ConfigError
 from samunet.core.log import Reporter
 from samunet.planners.edits import PLANNED_CONFIGURATIONS, decisions, edits_of, places_by_user
+from samunet.planners.hardware import ASSUMED_GPU_GIB, detect_budget
 from samunet.planners.planner import make_plan
 from samunet.planners.words import short
 
 PREVIOUS_PLAN = "plans_previous.json"
 _MOST_NAMED = 12
-_BUDGET_WORDS = {"gpu_memory_gib": "GPU memory", "cpu_minutes": "CPU minutes"}
+_BUDGET_WORDS = {"gpu_memory_gib": "GPU memory", "cpu_memory_gib": "CPU memory", "cpu_minutes": "CPU minutes"}
 
 
 def plan_again(
@@ -82,14 +83,24 @@ def _read(file: Path, fingerprint: Fingerprint, description: DatasetDescription,
 
 
 def _budget(existing: Budget, hardware: Mapping[str, float | None]) -> Budget:
-    """The budget with what is given now."""
-    given = {name: value for name, value in hardware.items() if value is not None and value != getattr(existing, name)}
-    if not given:
+    """The budget with what is given now, and with what is found now where it was only assumed."""
+    parts = {name: _part(existing, words) for name, words in _BUDGET_WORDS.items()}
+    # another figure than the one that is always assumed was edited
+    assumed = {n for n, part in parts.items() if "assumed" in part and getattr(existing, n) == ASSUMED_GPU_GIB}
+    given = {name for name, value in hardware.items() if value is not None}
+    unsettled = assumed | {name for name in given if hardware[name] != getattr(existing, name)}
+    if not unsettled:
         return existing
-    words = tuple(_BUDGET_WORDS[name] for name in given)
-    parts = [part for part in existing.reason.split("; ") if not part.startswith(words)]
-    reason = "; ".join([*filter(None, parts), *(f"{_BUDGET_WORDS[name]} as given" for name in given)])
-    return existing.model_copy(update={**given, "reason": reason})
+    found = detect_budget(**hardware)
+    # what is given, even if it is the assumed value, is no assumption any more
+    changed = {name: getattr(found, name) for name in unsettled}
+    parts |= {name: _part(found, _BUDGET_WORDS[name]) for name in changed}
+    return existing.model_copy(update={**changed, "reason": "; ".join(filter(None, parts.values()))})
+
+
+def _part(budget: Budget, words: str) -> str:
+    """What a budget's reason says of one of its figures."""
+    return next((part for part in budget.reason.split("; ") if part.startswith(words)), "")
 
 
 def _belongs(plan: Plan, fingerprint: Fingerprint, description: DatasetDescription, probes: Probes) -> bool:

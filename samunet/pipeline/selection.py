@@ -11,7 +11,6 @@ from samunet.artifacts.plan import load_plan
 from samunet.artifacts.workspace import Workspace, fold_folder
 from samunet.core.config import load_schema
 from samunet.core.errors import UsageError
-from samunet.core.files import sha256_json
 from samunet.core.log import Reporter
 from samunet.inference.loading import finished_folds
 
@@ -26,11 +25,13 @@ class Selection:
         folders: Model folders; the probabilities of several are averaged.
         folds: Folds of each; None: all that are finished.
         filters: Which components of structures their masks keep.
+        mirror: Whether mirrored views are averaged unless the user says otherwise: as they were when compared.
     """
 
     folders: tuple[Path, ...]
     folds: list[str] | None = None
     filters: tuple[ComponentFilter, ...] = ()
+    mirror: bool = True
 
 
 def select_models(
@@ -43,6 +44,7 @@ def select_models(
     checkpoint: str,
     postprocess: bool,
     compared: bool,
+    mirror: bool | None = None,
     reporter: Reporter,
 ) -> Selection:
     """What was found best by cross-validation, unless a model is named; else the recommended or only one trained.
@@ -56,6 +58,7 @@ def select_models(
         checkpoint: The checkpoint that has to exist; what was found holds for "final" only.
         postprocess: Whether masks may be filtered.
         compared: Whether what was found applies at all: it does not to models that need prompts.
+        mirror: Whether the user wants mirrored views averaged; None: as in the comparison, else yes.
         reporter: Told what was found.
 
     Raises:
@@ -67,17 +70,20 @@ def select_models(
         folder = choose_model_folder(
             workspace, dataset, configuration=configuration, preset=preset, checkpoint=checkpoint
         )
-        return Selection((folder,), folds)
+        return Selection((folder,), folds, mirror=mirror is not False)
     best = load_schema(Best, file)
     folders = tuple(_found(workspace, dataset, model, file, reporter) for model in best.models)
     filters = best.filters if postprocess else ()
     chosen = sorted({fold for model in best.models for fold in model.folds}) if folds is None else folds
     cleaned = "; ".join(map(str, filters)) if filters else "none" if postprocess else "left out"
+    mirrored = best.mirrored if mirror is None else mirror
+    views = f"mirrored views {'averaged' if mirrored else 'not averaged'}"
+    views += "" if mirrored == best.mirrored else f", though they were {'' if best.mirrored else 'not '}when compared"
     reporter.info(
         f"found best by cross-validation ({file.name}): {' + '.join(folder.name for folder in folders)}, "
-        f"fold {', '.join(chosen)}; component filters: {cleaned}"
+        f"fold {', '.join(chosen)}; {views}; component filters: {cleaned}"
     )
-    return Selection(folders, chosen, filters)
+    return Selection(folders, chosen, filters, mirrored)
 
 
 def _found(workspace: Workspace, dataset: str, model: BestModel, file: Path, reporter: Reporter) -> Path:
@@ -99,8 +105,7 @@ def _found(workspace: Workspace, dataset: str, model: BestModel, file: Path, rep
 
 def checkpoint_identity(folder: Path, fold: str) -> str:
     """Hash of what a fold's final checkpoint says it is, the time of its training included."""
-    manifest = read_manifest(fold_folder(folder, fold) / f"checkpoint_final{ENDING}")
-    return sha256_json(manifest.model_dump(mode="json"))
+    return read_manifest(fold_folder(folder, fold) / f"checkpoint_final{ENDING}").identity
 
 
 def name_part(folder: Path, part: int) -> str:

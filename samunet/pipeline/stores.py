@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from samunet.artifacts.dataset import RawDataset
+from samunet.artifacts.dataset import Case, RawDataset
 from samunet.artifacts.plan import Decided, Plan
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import ConfigError, StoreError
-from samunet.core.files import read_json
+from samunet.core.files import read_json, write_json
 from samunet.planners.fingerprint import inputs_hash
 from samunet.preprocessing.runner import source_hash
 from samunet.preprocessing.store import STORE_FILE, CaseStore
 
+INPUTS_FILE = "inputs.json"
 _MOST_NAMED = 5
+Identities = Mapping[str, str]
 
 
 def open_store(
@@ -54,7 +57,7 @@ def open_store(
         )
     store = CaseStore(folder, spec=plan.store_spec(configuration))
     _refuse("the store lacks cases of this fold", sorted(set(cases) - set(store.names())), store, todo)
-    changed = _changed(store, dataset, workspace, cases)
+    changed = _changed(store, dataset, cases)
     _refuse("images or labels have changed since preprocessing", changed, store, todo)
     return store
 
@@ -83,14 +86,40 @@ def check_planned_around(plan: Plan, configuration: str) -> None:
         )
 
 
-def _changed(store: CaseStore, dataset: RawDataset, workspace: Workspace, cases: Collection[str]) -> list[str]:
+def identities(cases: Iterable[Case]) -> dict[str, str]:
+    """Names, sizes and times of each case's files, hashed: what is cheap to compare before anything is read."""
+    return {case.name: inputs_hash([case]) for case in cases}
+
+
+def record_inputs(folder: Path, before: Identities, content: Identities) -> None:
+    """Write beside a store what the files of its cases looked like when these voxels were made from them.
+
+    Args:
+        folder: The store.
+        before: Identity by case, taken before its files were read.
+        content: Hash of the files' content by case, of those only whose preprocessing succeeded.
+    """
+    write_json(folder / INPUTS_FILE, {name: [before[name], content[name]] for name in sorted(content)})
+
+
+def _changed(store: CaseStore, dataset: RawDataset, cases: Collection[str]) -> list[str]:
     """Cases whose files are not what they were; their content is read only where sizes or times have changed."""
-    file = workspace.fingerprint_file(dataset.name)
-    known = read_json(file).get("inputs_sha256") if file.is_file() else None
-    if known == inputs_hash(dataset.training, read_json(dataset.folder / "dataset.json")):
-        return []
-    wanted = [case for case in dataset.training if case.name in cases]
-    return [case.name for case in wanted if store.record(case.name).source_sha256 not in ("", source_hash(case))]
+    file = store.folder / INPUTS_FILE
+    known = read_json(file) if file.is_file() else {}
+    changed: list[str] = []
+    for case in dataset.training:
+        if case.name not in cases:
+            continue
+        made_from = store.record(case.name).source_sha256
+        if known.get(case.name) == [inputs_hash([case]), made_from] or made_from == "":
+            continue
+        try:
+            now = source_hash(case)
+        except OSError:  # a file is gone
+            now = None
+        if now != made_from:
+            changed.append(case.name)
+    return changed
 
 
 def _refuse(problem: str, names: list[str], store: CaseStore, todo: str) -> None:

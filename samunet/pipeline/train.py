@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import monotonic, process_time
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -33,6 +31,7 @@ from samunet.pipeline.evaluate import evaluate, save_evaluation
 from samunet.pipeline.methods import chosen_weights, run_label
 from samunet.pipeline.oracle import oracle_prompts
 from samunet.pipeline.pretrained import tell_what_was_seen
+from samunet.pipeline.probed_ranks import with_probed_ranks
 from samunet.pipeline.provenance import describe
 from samunet.pipeline.quality import MaskWatch, write_calibration
 from samunet.pipeline.training_run import (
@@ -48,6 +47,7 @@ from samunet.pipeline.training_run import (
 )
 from samunet.planners.hardware import cpu_memory
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, load_identity, resume, save_result
+from samunet.training.clock import CLOCKS, clock_of_run, loader_workers
 from samunet.training.data import Sample, Slabs, SliceDataset, make_loader
 from samunet.training.embeddings import EmbeddedSlices, EmbeddingCache, EmbeddingObjective, refuse, why_not
 from samunet.training.events import FoldEvents
@@ -86,12 +86,14 @@ def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter)
         refuse_changes(request, length_may_change=True)
         identity = load_identity(folder, "latest")
         recipe = replace(identity.recipe, precision=usable_precision(identity.recipe, device))
-        identity = replace(identity, recipe=with_length(recipe, request))
+        clock = clock_of_run(identity.clock, processor=request.processor_clock, resume=True)
+        identity = replace(identity, recipe=with_length(recipe, request), clock=clock)
         inputs = read_inputs(request, identity, folder, workspace)
         _train(identity, inputs, folder, device, request, reporter)
     else:
         existing = _existing_files(folder, overwrite=request.overwrite)
         identity = identify_run(request, plan, configuration, workspace, device, reporter)
+        identity = with_probed_ranks(identity, workspace, reporter)
         inputs = read_inputs(request, identity, folder, workspace)
         _train(identity, inputs, folder, device, request, reporter, replaced=existing)
     return TrainingResult(folder, _validate(inputs, folder, device, request, reporter))
@@ -135,6 +137,7 @@ def identify_run(
         description=load_description(workspace.description_file(plan.dataset)),
         fingerprint=read_json(workspace.fingerprint_file(plan.dataset)),
         provenance=describe(),
+        clock=clock_of_run(None, processor=request.processor_clock, resume=False),
     )
 
 
@@ -166,8 +169,9 @@ def _train(
     identity = replace(identity, load_report=built.load_report.as_lists(), provenance=provenance)
     _announce(identity, inputs, device, reporter)
     reporter.info(built.load_report.summary())
-    clock = process_time if request.processor_clock else monotonic
-    settings = RunSettings(recipe, device, identity.seed, recipe.minutes, identity.patience, clock)
+    clock = identity.clock or "wall"
+    num_workers = loader_workers(request.num_workers, clock, device)
+    settings = RunSettings(recipe, device, identity.seed, recipe.minutes, identity.patience, CLOCKS[clock])
     events = _events(identity, inputs, folder, device)
     model = place(built.model, device)
     samples = _samples(identity, inputs, model, device, inputs.store.parent, request, reporter)
@@ -175,7 +179,7 @@ def _train(
         model,
         settings,
         objective=samples.objective,
-        make_loader=_loader_factory(samples.dataset, settings, request.num_workers),
+        make_loader=_loader_factory(samples.dataset, settings, num_workers),
         events=events,
         reporter=reporter,
     )
@@ -271,29 +275,22 @@ def embedding_facts(identity: RunIdentity, store: Path) -> dict[str, Any]:
     }
 
 
-def _loader_factory(
-    dataset: Slabs, settings: RunSettings, num_workers: int | None
-) -> Callable[[int], DataLoader[Sample]]:
+def _loader_factory(dataset: Slabs, settings: RunSettings, num_workers: int) -> Callable[[int], DataLoader[Sample]]:
     """What starts the loader after a number of samples already consumed."""
     return partial(
         make_loader,
         dataset,
         batch_size=settings.recipe.batch_size,
         samples_per_epoch=settings.samples_per_epoch,
-        num_workers=default_workers(settings.device) if num_workers is None else num_workers,
+        num_workers=num_workers,
         pin_memory=settings.device != "cpu",
     )
 
 
-def default_workers(device: str) -> int:
-    """Loader processes: one beside a CPU that trains, a few beside a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device == "cpu" else max(1, min(8, cores - 1))
-
-
 def _announce(identity: RunIdentity, inputs: RunInputs, device: str, reporter: Reporter) -> None:
     recipe = identity.recipe
-    limit = f"{recipe.minutes:g} minutes" if recipe.minutes is not None else f"{recipe.epochs} epochs"
+    unit = "minutes of this process's CPU time" if identity.clock == "processor" else "minutes"
+    limit = f"{recipe.minutes:g} {unit}" if recipe.minutes is not None else f"{recipe.epochs} epochs"
     reporter.info(
         f"{identity.dataset} {identity.configuration}, fold {identity.fold}: {recipe.backbone} at "
         f"{recipe.input_size} px on tiles of {recipe.tile_vox} voxels, {identity.base.kind} weights, "
@@ -302,14 +299,15 @@ def _announce(identity: RunIdentity, inputs: RunInputs, device: str, reporter: R
         f"{len(inputs.cases.train)} cases train, {len(inputs.cases.monitor)} monitor, "
         f"{len(inputs.cases.validation)} validate"
     )
-    tell_what_was_seen(identity.base, identity.dataset, inputs.cases.validation, reporter)
+    cases = inputs.cases
+    tell_what_was_seen(identity.base, identity.dataset, cases.validation, reporter, subset=cases.subset)
 
 
 def _validate(
     inputs: RunInputs, folder: Path, device: str, request: TrainingRequest, reporter: Reporter
 ) -> EvaluationReport | None:
     """Predict the fold's validation cases from their raw files, exactly as samunet_predict does, and score them."""
-    trained, channels = [*inputs.cases.train, *inputs.cases.monitor], inputs.dataset.description.channels
+    trained, channels = inputs.cases.trained, inputs.dataset.description.channels
     if not inputs.cases.validation:
         write_calibration(folder, inputs.store, trained, channels, reporter=reporter)
         return None
@@ -336,7 +334,18 @@ def _validate(
             reporter.warn(str(error))
     predicted = {name: output / f"{name}{ending}" for name, error in outcomes.items() if error is None}
     pairs = [(c.name, c.label, predicted.get(c.name)) for c in cases if c.label is not None]
-    report = evaluate(pairs, labels=predictor.plan.label_spec, reporter=reporter)
+    groups = inputs.dataset.groups
+    report = evaluate(pairs, labels=predictor.plan.label_spec, reporter=reporter, groups=groups)
     save_evaluation(report, output)
-    write_calibration(folder, inputs.store, trained, channels, watch=watch, report=report, reporter=reporter)
+    write_calibration(
+        folder,
+        inputs.store,
+        trained,
+        channels,
+        watch=watch,
+        report=report,
+        groups=groups,
+        labels_seen=inputs.cases.labels_seen,
+        reporter=reporter,
+    )
     return report

@@ -20,6 +20,7 @@ from samunet.datasets.splits import Split, cases_of_fold, load_or_make_splits, m
 from samunet.models.device import usable_precision
 from samunet.models.weights import AUTO
 from samunet.pipeline.methods import chosen_kind, default_configuration, method_recipe, run_label
+from samunet.pipeline.pretrained import labels_read
 from samunet.pipeline.stores import check_planned_around, open_store
 from samunet.pipeline.subsets import check_subset, choose_subset, recipe_for_subset, subset_tag
 from samunet.planners.presets import AUTO as AUTO_PRESET
@@ -102,16 +103,24 @@ class RunCases:
         monitor: Training cases set aside for early stopping and ``best``.
         validation: Cases of the fold.
         subset: What the first two are limited to; None for all training cases of the fold.
+        labels_seen: Validation cases with whose labels the weights that the run starts from were taught.
     """
 
     train: tuple[str, ...]
     monitor: tuple[str, ...]
     validation: tuple[str, ...]
     subset: Subset | None = None
+    labels_seen: tuple[str, ...] = ()
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """All that the model has to do with in training."""
+        return (*self.train, *self.monitor)
 
     def to_json(self) -> dict[str, Any]:
         """As written into the run's folder."""
         parts = {"train": list(self.train), "monitor": list(self.monitor), "validation": list(self.validation)}
+        parts |= {"labels_seen": list(self.labels_seen)} if self.labels_seen else {}
         return parts if self.subset is None else parts | {"subset": self.subset.model_dump(mode="json")}
 
     @classmethod
@@ -210,6 +219,8 @@ def read_inputs(request: TrainingRequest, identity: RunIdentity, folder: Path, w
             check_subset(cases.subset, _fold(request, identity.plan, dataset, workspace)[1], file=recorded)
     else:
         cases = _draw_cases(request, identity, dataset, workspace)
+    taught = labels_read(identity.base, identity.dataset) & set(cases.validation)
+    cases = replace(cases, labels_seen=tuple(sorted({*cases.labels_seen, *taught})))
     wanted = {*cases.train, *cases.monitor, *cases.validation}
     store = open_store(identity.plan, identity.configuration, dataset, workspace, cases=wanted)
     return RunInputs(dataset, store.folder, cases)

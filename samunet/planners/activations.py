@@ -46,6 +46,9 @@ _FOLDED_ALONE_UNITS = {False: 6.0, True: 7.0}
 # TinyViT's inverted bottleneck widens four times: of each wide convolution its result, the norm's and the activation's.
 _CONV_BLOCK_UNITS = 27.0
 _CONV_ALONE_UNITS = 13.0
+# When its last convolution has its turn: the gradients of its wide input, its result and the shortcut, less what the
+# norm and activation behind it kept.
+_CONV_PASSING_UNITS = 3.0
 _STEM_UNITS = 0.5
 # A merging: three maps of its fine grid, then four of its coarse one.
 _MERGE_FINE, _MERGE_COARSE = 3.0, 4.0
@@ -82,30 +85,47 @@ def encoder_parts(load: Load) -> list[Part]:
         return [_vit_block(load, index) for index in range(load.spec.depth)]
     stage_dims, depths = load.spec.stage_dims, load.spec.stage_depths
     unit = stage_dims[0] * (load.input_size / _TINY_STRIDES[0]) ** 2 * load.width
-    convolutional = Part(_CONV_BLOCK_UNITS * unit, unit, 0.0, _CONV_ALONE_UNITS * unit)
+    convolutional = Part(_CONV_BLOCK_UNITS * unit, unit, _CONV_PASSING_UNITS * unit, _CONV_ALONE_UNITS * unit)
     stages = [stage for stage in range(1, len(depths)) for _ in range(depths[stage])]
     return [convolutional] * depths[0] + [_tiny_block(load, index, stage) for index, stage in enumerate(stages)]
 
 
-def stem_bytes(load: Load, first: int) -> float:
-    """What is kept outside of the blocks when gradients reach back to the block of an index, per slice."""
-    spec, pixels, width = load.spec, load.input_size**2, load.width
-    trains = load.method.encoder.train == "full"
-    neck = _NECK_BYTES[load.is_half, trains] * pixels
-    tokens = pixels / TOKEN_SIZE**2
+def outside_bytes(load: Load, first: int) -> list[float]:
+    """What is kept ahead of each block from one on, and last of the neck, per slice.
+
+    Args:
+        load: What is trained.
+        first: The first block that gradients reach.
+    """
+    ahead = _ahead_of_vit(load) if load.spec.family == "vit" else _ahead_of_tiny(load)
+    ahead = [0.0] * (first > 0) + ahead[first + (first > 0) :]
     if load.method.adapter("high_frequency") is not None:
-        neck += _DETAIL_BYTES[load.is_half] * pixels
-    if load.is_half and spec.family == "vit":
-        neck += width * tokens * spec.embed_dim
-    if spec.family == "vit":
-        return neck + _WIDE * tokens * spec.embed_dim
-    whole = width * _STEM_UNITS * spec.stage_dims[0] * pixels if first == 0 else 0.0
-    for stage in range(1, len(spec.stage_dims)):
-        if first > 0 and sum(spec.stage_depths[:stage]) <= first:
-            continue
-        fine, coarse = (spec.stage_dims[stage] * pixels / _TINY_STRIDES[s] ** 2 for s in (stage - 1, stage))
-        whole += width * (_MERGE_FINE * fine + _MERGE_COARSE * coarse)
-    return neck + whole
+        ahead[0] += _DETAIL_BYTES[load.is_half] * load.input_size**2
+    return [*ahead, _neck(load)]
+
+
+def _ahead_of_vit(load: Load) -> list[float]:
+    tokens = (load.input_size / TOKEN_SIZE) ** 2
+    return [_WIDE * tokens * load.spec.embed_dim] + [0.0] * (load.spec.depth - 1)
+
+
+def _ahead_of_tiny(load: Load) -> list[float]:
+    """The stem, and a merging ahead of the first block of every later stage."""
+    spec, pixels = load.spec, load.input_size**2
+    ahead: list[float] = []
+    for stage, (dim, depth) in enumerate(zip(spec.stage_dims, spec.stage_depths, strict=True)):
+        fine, coarse = (dim * pixels / _TINY_STRIDES[s] ** 2 for s in (max(0, stage - 1), stage))
+        numbers = _MERGE_FINE * fine + _MERGE_COARSE * coarse if stage else _STEM_UNITS * dim * pixels
+        ahead += [load.width * numbers] + [0.0] * (depth - 1)
+    return ahead
+
+
+def _neck(load: Load) -> float:
+    pixels = load.input_size**2
+    kept = _NECK_BYTES[load.is_half, load.method.encoder.train == "full"] * pixels
+    if load.is_half and load.spec.family == "vit":
+        kept += load.width * load.spec.embed_dim * pixels / TOKEN_SIZE**2
+    return kept
 
 
 def _vit_block(load: Load, index: int) -> Part:
@@ -113,9 +133,12 @@ def _vit_block(load: Load, index: int) -> Part:
     side = load.input_size // TOKEN_SIZE
     is_global = index in spec.global_blocks
     unit = side**2 * spec.embed_dim
-    padded = 1.0 if is_global else (math.ceil(side / WINDOW_TOKENS) * WINDOW_TOKENS / side) ** 2
-    span = side if is_global else WINDOW_TOKENS
-    folded = load.attention == "folded" or (is_global and load.attention == "folded_global")
+    # A map smaller than a window is not padded, and its few scores are kept in every form of attention.
+    is_small = not is_global and side < WINDOW_TOKENS
+    windowed = not is_global and not is_small
+    padded = (math.ceil(side / WINDOW_TOKENS) * WINDOW_TOKENS / side) ** 2 if windowed else 1.0
+    span = WINDOW_TOKENS if windowed else side
+    folded = not is_small and (load.attention == "folded" or (is_global and load.attention == "folded_global"))
     scores = 0.0 if folded else spec.num_heads * padded * side**2 * span**2
     linears = trained_linears(load.method, spec, index)
     attention = _folded_units(spec, span) if folded else _UPSTREAM_UNITS
@@ -149,9 +172,9 @@ def _tiny_block(load: Load, index: int, stage: int) -> Part:
     dim, window = spec.stage_dims[stage], spec.stage_windows[stage]
     side = load.input_size / _TINY_STRIDES[stage]
     unit = side**2 * dim
-    padded = (math.ceil(side / window) * window / side) ** 2
+    padded = (math.ceil(side / window) * window / side) ** 2 if side >= window else 1.0
     linears = trained_linears(load.method, spec, index)
-    scores = 0.0 if half else spec.stage_heads[stage] * padded * side**2 * window**2
+    scores = 0.0 if half else spec.stage_heads[stage] * padded * side**2 * min(side, window) ** 2
     # Windows (for the norm) and q, k, v; where scores are not kept, the attention's result.
     windowed = _WIDE + load.width * (3 + half + ("qkv" in linears) + ("o" in linears))
     # The convolution's input and its norm's, the MLP norm's, and the hidden layer.

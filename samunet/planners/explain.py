@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.method import summarise
+from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import Configuration, Decided, Plan, Recipe
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import Schema
+from samunet.planners.edits import places_by_user
+from samunet.planners.planner import facts_of_plan
 from samunet.planners.rests_on import RESTS_ON, measured
 from samunet.planners.rules import FILE_AXES
+from samunet.planners.schedule import LEAST_CPU_STEPS, cpu_steps
 from samunet.planners.what_if import GPU_GIB, Place, WhatIfs
 from samunet.planners.words import ranks, short
 
 WIDTH = 118
 _NAME, _VALUE = 20, 26
+_ROUNDING_GIB = 0.01
 _DETAILED = (("sam", "gpu"), ("none", "cpu"))
 TABLE_HEAD = ("weights", "device", "backbone", "trains", "input", "tile", "batch", "steps", "minutes", "rate", "GiB")
 
@@ -145,27 +150,72 @@ def explain(
 
 
 def summary(plan: Plan) -> str:
-    """The plan in a few lines: configuration, frame, the user's decisions, and one line per recipe."""
+    """The plan in a few lines: configuration, frame, hardware, the user's decisions, and one line per recipe."""
     name = plan.recommended.value
     z = FILE_AXES[plan.frame.value.slice_axis]
     spacing = " x ".join(f"{mm:.4g}" for mm in plan.configuration().spacing.value if mm is not None)
     mirrors = ", ".join(plan.mirror_axes.value) or "none"
-    head = f"{plan.dataset}: {name}, slices along {z}, {spacing} mm in plane, mirror axes: {mirrors}"
-    return f"{head}\n{_table_text(_table(plan.configuration()))}"
+    lines = [
+        f"{plan.dataset}: {name}, slices along {z}, {spacing} mm in plane, mirror axes: {mirrors}",
+        _budget_line(plan),
+    ]
+    decided = [
+        f"{'.'.join(part for part in place if part not in ('configurations', 'recipes'))} = {short(entry.value)}"
+        for place, entry in places_by_user(plan).items()
+    ]
+    if decided:
+        lines.append(f"yours: {'; '.join(decided)}")
+    return "\n".join([_wrapped(lines), _table_text(_table(plan.configuration()))])
 
 
 def _lead(plan: Plan, fingerprint: Fingerprint) -> list[str]:
-    axis = plan.frame.value.slice_axis
-    cases = fingerprint.cases.values()
-    slices = sum(case.shape[axis] for case in cases)
-    labelled = sum(case.num_foreground_slices[axis] for case in cases)
+    facts = facts_of_plan(plan, fingerprint)
     lines = [
-        f"{_count(len(fingerprint.cases), 'case')}, {_count(slices, 'slice')} ({labelled} with a structure), "
+        f"{_count(len(fingerprint.cases), 'case')}, {_count(facts.num_slices, 'slice')} "
+        f"({facts.num_foreground_slices} with a structure), "
         f"{_count(len(plan.label_spec.names), 'structure')}, {_count(len(plan.channel_names), 'channel')}",
-        f"for {plan.budget.gpu_memory_gib:g} GiB on a GPU, or {plan.budget.cpu_memory_gib:g} GiB and "
-        f"{plan.budget.cpu_minutes:g} minutes on a CPU ({plan.budget.reason or 'as given'})",
+        _budget_line(plan),
     ]
     return [*lines, f"left out: {', '.join(plan.left_out)}"] if plan.left_out else lines
+
+
+def _budget_line(plan: Plan) -> str:
+    budget = plan.budget
+    return (
+        f"for {budget.gpu_memory_gib:g} GiB on a GPU, or {budget.cpu_memory_gib:g} GiB and "
+        f"{budget.cpu_minutes:g} minutes on a CPU ({budget.reason or 'as given'})"
+    )
+
+
+def shortages(plan: Plan) -> list[str]:
+    """One line for each recipe of the recommended configuration that lacks memory or minutes."""
+    found = []
+    for weights, devices in plan.configuration().recipes.items():
+        for device, recipe in devices.items():
+            lacking = "; ".join(_lacking(plan, recipe, device))
+            if lacking:
+                found.append(f"{weights} on a {device.upper()}: {lacking}")
+    return found
+
+
+def _lacking(plan: Plan, recipe: Recipe, device: str) -> Iterator[str]:
+    budget = plan.budget
+    there = budget.gpu_memory_gib if device == "gpu" else budget.cpu_memory_gib
+    if recipe.memory_gib.value > there + _ROUNDING_GIB:
+        yield f"needs about {recipe.memory_gib.value:.1f} GiB, and {there:g} are planned for"
+    minutes = recipe.minutes.value
+    if device != "cpu" or minutes is None:
+        return
+    steps = cpu_steps(
+        get_spec(recipe.backbone.value),
+        recipe.method_parts(),
+        recipe.input_size.value,
+        plan.label_spec.num_tokens,
+        batch=recipe.batch_size.value,
+        minutes=minutes,
+    )
+    if steps < LEAST_CPU_STEPS:
+        yield f"about {steps} steps fit {minutes:g} minutes, of {LEAST_CPU_STEPS} at least (--minutes changes it)"
 
 
 def _count(number: int, what: str) -> str:

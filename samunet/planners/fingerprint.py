@@ -32,6 +32,7 @@ from samunet.planners.intensities import (
 from samunet.planners.mirrors import find_mirror_pairs
 from samunet.planners.structures import effective_resolution, structure_facts
 from samunet.preprocessing.cropping import NonzeroCrop, nonzero_crop
+from samunet.preprocessing.runner import source_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +153,7 @@ def inputs_hash(cases: Sequence[Case], extra: Any = None) -> str:
     """Hash of names, sizes and modification times of the cases' files: unchanged means nothing need be read again."""
     rows = []
     for case in sorted(cases, key=lambda c: c.name):
-        files = [*case.images, *([case.label] if case.label else [])]
-        rows.append([case.name, *(_identity(file) for file in files)])
+        rows.append([case.name, *(_identity(file) for file in source_files(case))])
     return sha256_json([FINGERPRINT_VERSION, rows, extra])
 
 

@@ -13,10 +13,16 @@ ASSUMED_GPU_GIB = 8.0
 KEPT_FREE = 0.2
 _GIB = 1 << 30
 _UNLIMITED = 1 << 60
+# Files of version 2 and 1 with the limit, what is used, and in which line how much of that is pages of files that were
+# not read of late: the kernel drops them when a process needs the memory, so they are no use of it.
 _CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+    tuple(Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current", "memory.stat")),
+    tuple(
+        Path("/sys/fs/cgroup/memory") / name
+        for name in ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    ),
 )
+_DROPPABLE = ("total_inactive_file", "inactive_file")
 
 
 def detect_budget(*, gpu_memory_gib: float | None = None, cpu_minutes: float | None = None) -> Budget:
@@ -57,14 +63,21 @@ def cpu_memory() -> tuple[float, str]:
     for line in _read(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
             found.append((int(line.split()[1]) * 1024, "available now"))
-    for limit_file, usage_file in _CGROUPS:
+    for limit_file, usage_file, lines_file in _CGROUPS:
         limit, usage = _read(limit_file).strip(), _read(usage_file).strip()
         if limit.isdigit() and usage.isdigit():
-            found.append((max(0, int(limit) - int(usage)), "left in the control group"))
+            used = max(0, int(usage) - _droppable(_read(lines_file)))
+            found.append((max(0, int(limit) - used), "left in the control group"))
     size, reason = min(found)
     if size >= _UNLIMITED:
         return ASSUMED_GPU_GIB, "assumed, as the system does not tell"
     return (1 - KEPT_FREE) * size / _GIB, f"{reason}, less {KEPT_FREE:.0%}"
+
+
+def _droppable(statistics: str) -> int:
+    """Bytes of a control group and those below it that only cache files; 0 where that is not told."""
+    told = dict(line.split(maxsplit=1) for line in statistics.splitlines() if " " in line)
+    return next((int(told[name]) for name in _DROPPABLE if name in told), 0)
 
 
 def _read(path: Path) -> str:

@@ -1,8 +1,9 @@
 """Peak memory of a training step: weights and what belongs to them, saved activations, temporaries.
 
-The peak is the largest of three moments: the end of the forward pass with the loss, the first block of the backward
-pass with the encoder still whole, and the optimizer's update. What each part keeps follows from its operations, see
-:mod:`samunet.planners.activations`; ``python -m benchmarks.memory`` compares the sum with counted steps.
+The peak is the largest of four moments: the end of the forward pass with the loss, the backward pass at the encoder's
+end with all of it still there, the worst of its blocks from there on, and the optimizer's update. What each part keeps
+follows from its operations, see :mod:`samunet.planners.activations`; ``python -m benchmarks.memory`` compares the sum
+with counted steps.
 
 Legend: S input side, T mask tokens, V tile side in voxels.
 """
@@ -15,7 +16,7 @@ from itertools import pairwise
 
 from samunet.artifacts.method import Method
 from samunet.artifacts.model_spec import MOST_UNET_CHANNELS, PROMPT_DIM, SAM_UPSAMPLED, TOKEN_SIZE, SamSpec
-from samunet.planners.activations import embedding_bytes, encoder_parts, stem_bytes
+from samunet.planners.activations import embedding_bytes, encoder_parts, outside_bytes
 from samunet.planners.counts import (
     block_dims,
     chosen_blocks,
@@ -29,10 +30,9 @@ GIB = 1 << 30
 _FIXED_BYTES = GIB
 # Of a decoder without prompts: what estimates the masks' IoU trains, though no mask depends on it.
 _ESTIMATOR_PARAMETERS = 132_000
-# Float32 copies of what trains: two moments and the moving average always; in the update the gradient, and one more
-# that a GPU's joint update makes.
-_HELD_COPIES, _UPDATE_COPIES = 3, 2
-_WIDE, _NARROW = 4, 2
+# Float32 copies of what trains: two moments and the moving average, and in the update the gradient.
+_HELD_COPIES, _UPDATE_COPIES = 3, 1
+_WIDE, _NARROW, _INDEX = 4, 2, 8
 # Mask decoder, bytes per pixel of S x S in float32 and under autocast. Heads alone: the upsampler with its channel norm
 # (10 maps of 256 channels at stride 16, which is one number per pixel), keys, values and residuals of two layers (6).
 # What trains in the transformer keeps its inputs beside: all layers 8 more, q and v 4, bottlenecks 2.5.
@@ -61,7 +61,7 @@ def training_bytes(load: Load) -> int:
 def tensor_bytes(load: Load) -> int:
     """Peak bytes of all tensors alive in one training step."""
     held, trained = _parameters(load)
-    weights = _WIDE * (held + _HELD_COPIES * trained)
+    weights = _WIDE * (held + _HELD_COPIES * trained) + _bias_bytes(load.spec)
     images = load.slices * (_IMAGE_BYTES * load.input_size**2 + _BATCH_VOXEL_BYTES * load.tile_vox**2)
     moments = (*_encoder_and_decoder(load), _WIDE * _UPDATE_COPIES * trained)
     return int(weights + images + max(moments))
@@ -82,13 +82,27 @@ def largest_batch(load: Load, *, budget_gib: float, cap: int) -> int:
 def encoder_parameters(spec: SamSpec, input_size: int) -> int:
     """Number of encoder parameters, up to a few percent."""
     neck = spec.embed_dim * PROMPT_DIM + 9 * PROMPT_DIM**2
+    whole = neck + sum(_block_parameters(spec))
     if spec.family == "vit":
         tokens = (input_size // TOKEN_SIZE) ** 2
-        return 12 * spec.embed_dim**2 * spec.depth + spec.embed_dim * (3 * TOKEN_SIZE**2 + tokens) + neck
-    stages = zip(spec.stage_dims[1:], spec.stage_depths[1:], strict=True)
-    attention = sum(12 * dim**2 * depth for dim, depth in stages)
-    merging = sum(b * (a + b) for a, b in zip(spec.stage_dims, spec.stage_dims[1:], strict=False))
-    return attention + merging + 8 * spec.stage_dims[0] ** 2 * spec.stage_depths[0] + neck
+        whole += spec.embed_dim * (3 * TOKEN_SIZE**2 + tokens)
+    return whole
+
+
+def _block_parameters(spec: SamSpec) -> list[int]:
+    """Parameters of every block, in the order of their activations; TinyViT's with the merging ahead of them."""
+    if spec.family == "vit":
+        return [12 * spec.embed_dim**2] * spec.depth
+    numbers = [8 * spec.stage_dims[0] ** 2] * spec.stage_depths[0]
+    for (fine, dim), depth in zip(pairwise(spec.stage_dims), spec.stage_depths[1:], strict=True):
+        numbers += [12 * dim**2 + dim * (fine + dim) * (index == 0) for index in range(depth)]
+    return numbers
+
+
+def _bias_bytes(spec: SamSpec) -> int:
+    """TinyViT's position biases of every pair of a window's tokens: where they are in the table, and each head's."""
+    stages = zip(spec.stage_depths[1:], spec.stage_windows[1:], spec.stage_heads[1:], strict=True)
+    return sum(depth * window**4 * (_INDEX + _WIDE * heads) for depth, window, heads in stages)
 
 
 def unet_parameters(method: Method) -> int:
@@ -152,28 +166,62 @@ def _encoder_and_decoder(load: Load) -> tuple[float, float]:
     if load.method.encoder.train == "frozen":
         return decoding, load.slices * max(part.alone for part in parts)
     first = first_trained_block(load.method, load.spec)
-    reached = parts[first:]
-    kept = stem_bytes(load, first) + sum(part.entry if load.checkpointing else part.kept for part in reached)
-    passing = max(part.passing + (part.kept if load.checkpointing else 0) for part in reached)
-    kept = load.slices * kept + (_NARROW * _encoder_weights(load, first) if load.is_half else 0)
-    gradients = _WIDE * decoder_parameters(load.method, load.num_tokens) + _WIDE * unet_parameters(load.method)
+    *ahead, neck = outside_bytes(load, first)
+    kept = sum(ahead) + neck + sum(part.entry if load.checkpointing else part.kept for part in parts[first:])
+    gradients = _WIDE * (decoder_parameters(load.method, load.num_tokens) + unet_parameters(load.method))
     # The rounds before the last still wait for their gradient when the decoder has one.
-    return kept + decoding, kept + gradients + load.slices * max(passing, (rounds - 1) * decoder)
+    entering = load.slices * (kept + (rounds - 1) * decoder) + _copied_at_the_loss(load, first)
+    backward = gradients + max(entering, _passing_bytes(load, first))
+    return load.slices * kept + _copied_at_the_loss(load, first) + decoding, backward
 
 
-def _encoder_weights(load: Load, first: int) -> int:
-    """Encoder weights of which a narrow copy is kept until the backward pass."""
-    full, adapters = load.method.encoder.train == "full", 0
+def _passing_bytes(load: Load, first: int) -> float:
+    """The most while the backward pass walks through the encoder from its end.
+
+    What a block has kept is gone when the block ahead of it has its turn; with checkpointing it is there only then. The
+    narrow copies of its weights go with it, and their gradients stay.
+    """
+    *ahead, _ = outside_bytes(load, first)
+    copies, gradients = _block_copies(load)[first:], _block_gradients(load)[first:]
+    kept = most = copied = 0.0
+    later = sum(gradients)
+    for outside, part, copy, gradient in zip(ahead, encoder_parts(load)[first:], copies, gradients, strict=True):
+        kept += outside
+        later -= gradient
+        most = max(most, load.slices * (kept + part.kept + part.passing) + copied + copy + later)
+        kept += part.entry if load.checkpointing else part.kept
+        copied += 0 if load.checkpointing else copy
+    return most
+
+
+def _copied_at_the_loss(load: Load, first: int) -> float:
+    """Bytes of the narrow copies of encoder weights that are there when the forward pass has ended."""
+    copies = _block_copies(load)[first:]
+    # Autocast keeps the copies of what trains until its end; a checkpointed block keeps no copy of what does not.
+    is_kept = load.method.encoder.train == "full" or not load.checkpointing
+    return sum(copies) if is_kept else max(copies)
+
+
+def _block_copies(load: Load) -> list[float]:
+    """Per block: bytes of the narrow copies of its weights."""
+    numbers = _block_parameters(load.spec)
+    if not load.is_half:
+        return [0.0] * len(numbers)
+    dims = block_dims(load.spec)
+    adapters = encoder_adapter_parameters(load.method, load.spec, slab_depth=load.slab_depth) / len(numbers)
+    twice = [0] * len(numbers)
     if load.method.depth.kind == "attention":
         # The block's own q, k, v and output layers are used twice.
-        number = len(block_dims(load.spec))
-        adapters = sum(4 * block_dims(load.spec)[i] ** 2 for i in chosen_blocks(load.method.depth.blocks, number))
-    adapters += encoder_adapter_parameters(load.method, load.spec, slab_depth=load.slab_depth)
-    whole = encoder_parameters(load.spec, load.input_size)
-    if load.checkpointing and not full:
-        return (whole + adapters) // load.spec.depth
-    reached = (len(encoder_parts(load)) - first) / len(encoder_parts(load))
-    return int(whole * reached) + (0 if full and load.checkpointing else adapters)
+        for index in chosen_blocks(load.method.depth.blocks, len(dims)):
+            twice[index - len(dims)] = 4 * dims[index] ** 2
+    return [_NARROW * (number + more + adapters) for number, more in zip(numbers, twice, strict=True)]
+
+
+def _block_gradients(load: Load) -> list[float]:
+    """Per block: bytes of the gradients of what trains in it."""
+    numbers = _block_parameters(load.spec)
+    adapters = encoder_adapter_parameters(load.method, load.spec, slab_depth=load.slab_depth) / len(numbers)
+    return [_WIDE * (number * (load.method.encoder.train == "full") + adapters) for number in numbers]
 
 
 def _decoder_bytes(load: Load) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from samunet.artifacts.plan import METHOD_PARTS, DeviceClass, Plan, Recipe, Weig
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError, UsageError
+from samunet.planners import rules
 from samunet.planners.edits import Reasoned
 from samunet.planners.planner import facts_of_plan
 from samunet.planners.presets import MEDSAM_CONFIGURATION, Preset
@@ -160,6 +161,7 @@ def preset_recipe(
     changes: Mapping[str, Any] | None = None,
     rank: int | None = None,
     published: bool = False,
+    from_random: bool = False,
 ) -> Recipe:
     """A preset's recipe for a planned dataset: its method, in a size and schedule that fit facts and budget.
 
@@ -174,12 +176,15 @@ def preset_recipe(
         changes: Changes of the method, as :func:`with_changes` takes them.
         rank: As there.
         published: Take the published size and schedule instead of the plan's.
+        from_random: Whether the weights were pretrained from random ones: images then come as they are stored, as they
+            did in pretraining, unless the configuration has intensities of its own.
 
     Raises:
         ConfigError: If the method, the weights, the backbone and the configuration do not go together.
     """
     method = with_changes(preset.method, changes or {}, rank)
     slab_depth = plan.configuration(configuration).slab_depth.value
+    _check_intensities(preset, plan, configuration, device)
     check_method(
         method,
         weights=weights,
@@ -190,13 +195,14 @@ def preset_recipe(
     )
     facts = facts_of_plan(plan, fingerprint, configuration=configuration)
     parts: dict[str, Reasoned] = {name: (getattr(method, name), f"preset {preset.name}") for name in METHOD_PARTS}
+    as_stored = rules.intensity_map("none", (), (), ()) if from_random else None
     wish = Wish(
         weights,
         device,
         (backbone or preset.backbone, "given" if backbone else f"as {preset.name} was published"),
         parts,
         slab_depth,
-        intensity_map=_intensities(plan, configuration, device),
+        intensity_map=_intensities(plan, configuration, device) or as_stored,
         fixed=_published(preset, facts.num_foreground_slices) if published else None,
     )
     content = plan_recipe(facts, wish)
@@ -228,10 +234,6 @@ def check_method(
         ConfigError: With every fault, and what to change.
     """
     called = "the plan's own method" if preset is None else f"preset {preset.name}"
-    if preset is not None and preset.own_intensities and configuration != MEDSAM_CONFIGURATION:
-        raise ConfigError(
-            f"{called} has its own intensities", expected=f"-c {MEDSAM_CONFIGURATION}", found=configuration
-        )
     spec = get_spec(backbone)
     if weights != "none" and weights not in spec.pretrained:
         raise ConfigError(
@@ -268,6 +270,29 @@ def _intensities(plan: Plan, configuration: str, device: DeviceClass) -> Reasone
         return None
     planned = next(iter(chosen.recipes.values()))[device].intensity_map
     return planned.value, planned.reason
+
+
+def _check_intensities(preset: Preset, plan: Plan, configuration: str, device: DeviceClass) -> None:
+    """Refuse a configuration with other intensities than those that the preset was made with.
+
+    Raises:
+        ConfigError: If the configuration neither is that of the preset's intensities nor has the same.
+    """
+    if not preset.own_intensities or configuration == MEDSAM_CONFIGURATION:
+        return
+
+    def intensities(name: str) -> tuple[Any, ...]:
+        own_map = _intensities(plan, name, device)
+        return plan.normalization_of(name), None if own_map is None else own_map[0]
+
+    if MEDSAM_CONFIGURATION not in plan.configurations or intensities(configuration) != intensities(
+        MEDSAM_CONFIGURATION
+    ):
+        raise ConfigError(
+            f"preset {preset.name} has its own intensities",
+            expected=f"-c {MEDSAM_CONFIGURATION}, or a configuration that inherits its intensities",
+            found=configuration,
+        )
 
 
 def _published(preset: Preset, num_slices: int) -> dict[str, Reasoned]:

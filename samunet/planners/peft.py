@@ -26,12 +26,14 @@ _CAREFUL_RATE, _ADAPTER_RATE = 1e-4, 1e-3
 _REFERENCE_BATCH = 24
 _SLICES_FOR_LEAST_RANK, _CLASSES_FOR_LEAST_RANK = 2000, 8
 
+# No rule picks a larger one from memory, time or the data: decision record 0026 says what is missing.
+_FIXED = "fixed per kind of weights, whatever the memory (--backbone changes it)"
 _BACKBONE_REASONS: dict[WeightsKind, str] = {
-    "sam": "the smallest official SAM; ViT-H gains about 2 Dice points (SAMed) for 3 to 4 times the time",
+    "sam": f"the smallest official SAM, {_FIXED}; ViT-H gains about 2 Dice points (SAMed) for 3 to 4 times the time",
     "medsam": "MedSAM is published for ViT-B only",
     "mobile_sam": "MobileSAM is published for ViT-T only",
     "ssl": "the backbone whose weights are continued without labels",
-    "none": "nothing is pretrained, so an encoder with convolutional early stages learns most per step",
+    "none": f"nothing is pretrained, so an encoder with convolutional early stages learns most per step; {_FIXED}",
 }
 
 

@@ -224,7 +224,10 @@ def _fit(facts: Facts, wish: Wish, spec: SamSpec) -> tuple[_Fit, str]:
             break
         fit = fit if wish.given("batch_size") else _fewer_slices(facts, wish, fit)
         steps = _cpu_steps(facts, fit)
-        if steps >= schedule.LEAST_CPU_STEPS or is_smallest:
+        if steps >= schedule.LEAST_CPU_STEPS:
+            break
+        if is_smallest:
+            limits += [f"even that leaves {steps} steps in {minutes:g} minutes (at least {schedule.LEAST_CPU_STEPS})"]
             break
         limits = [f"{size} px leaves {steps} steps in {minutes:g} CPU minutes (at least {schedule.LEAST_CPU_STEPS})"]
     assert fit is not None
@@ -253,18 +256,48 @@ def _fit_size(facts: Facts, wish: Wish, spec: SamSpec, size: int, wanted: int, *
         checkpointing=(wish.given("checkpointing") or (False, ""))[0],
     )
     budget = _memory(facts, device)
-    at_once = memory.largest_batch(load, budget_gib=budget, cap=batch) // depth * depth
-    if at_once < min(batch, least) and not wish.given("checkpointing"):
+    at_once = _at_once(load, budget, batch)
+    # Batch norm that trains sees too few slices in small parts, so there checkpointing comes before any part.
+    is_normed = _trains_batch_norm(spec, wish.method)
+    if at_once < (batch if is_normed else min(batch, least)) and not wish.given("checkpointing"):
         load = replace(load, checkpointing=True)
-        at_once = memory.largest_batch(load, budget_gib=budget, cap=batch) // depth * depth
-    if at_once < (least if _trains_batch_norm(spec, wish.method) else depth) and not must_fit:
-        return None
-    if at_once == 0:
-        reason += f"; even {depth} slice{'s' * (depth > 1)} at once may need more than the {budget:.1f} GiB planned for"
-    parts = (wish.given("accumulation_steps") or (math.ceil(batch / max(depth, at_once)), ""))[0]
-    return _Fit(
-        replace(load, slices=_at_once(batch, parts, depth)), batch, parts, tile_reason, reason, attention_reason
-    )
+        at_once = _at_once(load, budget, batch)
+    splits = _splits(batch // depth, least // depth if is_normed else 1, is_fixed=wish.given("batch_size") is not None)
+    if at_once < (needed := min(splits)[0] * depth):
+        if not must_fit:
+            return None
+        at_once = needed
+        reason += f"; even {needed} slice{'s' * (needed > 1)} at once may need more than the {budget:.1f} GiB planned"
+    part, parts, samples = max((s for s in splits if s[0] <= at_once // depth), key=lambda s: (s[2], -s[1]))
+    if samples * depth < batch:
+        reason += f"; {samples * depth} instead of {batch}, as no part of a step may have fewer than {least}"
+        batch = samples * depth
+    if given := wish.given("accumulation_steps"):
+        parts = given[0]
+        part = math.ceil(batch // depth / parts)
+    return _Fit(replace(load, slices=part * depth), batch, parts, tile_reason, reason, attention_reason)
+
+
+def _at_once(load: memory.Load, budget: float, batch: int) -> int:
+    """Slices of a forward, in whole slabs, that fit."""
+    return memory.largest_batch(load, budget_gib=budget, cap=batch) // load.slab_depth * load.slab_depth
+
+
+def _splits(wanted: int, least: int, *, is_fixed: bool) -> list[tuple[int, int, int]]:
+    """Every way to compute a step in parts of at least so many samples: (of the largest part, parts, of the step).
+
+    Args:
+        wanted: Samples of the step.
+        least: Of every part; a step of fewer is one part.
+        is_fixed: Whether the step must have as many as wanted. Else it may have fewer, in equal parts.
+    """
+    if wanted <= least:
+        return [(wanted, 1, wanted)]
+    if not is_fixed and least > 1:
+        return [(part, parts, part * parts) for part in range(least, wanted + 1) for parts in [wanted // part]]
+    sizes_and_parts = [(math.ceil(wanted / parts), parts) for parts in range(1, wanted // least + 1)]
+    rests = (wanted - part * (math.ceil(wanted / part) - 1) for part, _ in sizes_and_parts)
+    return [(*split, wanted) for split, rest in zip(sizes_and_parts, rests, strict=True) if rest >= least]
 
 
 def _batch(wish: Wish, least: int, share: int) -> Reasoned:
@@ -278,7 +311,7 @@ def _batch(wish: Wish, least: int, share: int) -> Reasoned:
     return batch, reason + (f"; whole slabs of {depth}" if depth > 1 else "")
 
 
-def _at_once(batch: int, parts: int, depth: int) -> int:
+def _largest_part(batch: int, parts: int, depth: int) -> int:
     """Slices of the largest part when a batch's slabs are split evenly."""
     return math.ceil(batch // depth / parts) * depth
 
@@ -300,7 +333,7 @@ def _fewer_slices(facts: Facts, wish: Wish, fit: _Fit) -> _Fit:
     while _cpu_steps(facts, fit) < schedule.LEAST_CPU_STEPS and fit.batch // 2 // depth * depth >= least:
         batch = fit.batch // 2 // depth * depth
         parts = min(fit.parts, batch // depth)
-        load = replace(fit.load, slices=_at_once(batch, parts, depth))
+        load = replace(fit.load, slices=_largest_part(batch, parts, depth))
         reason = f"{fit.batch_reason}; halved from {fit.batch} so that more steps fit the minutes"
         fit = replace(fit, load=load, batch=batch, parts=parts, batch_reason=reason)
     return fit

@@ -25,6 +25,10 @@ RARE_FOREGROUND, RARE_FOREGROUND_FRACTION = 0.25, 0.5
 LEAST_SLAB, MOST_SLAB = 3, 5
 MEDSAM_CT_WINDOW = (40.0, 400.0)
 FILE_AXES = ("Z", "Y", "X")
+ENCODER_CHANNELS = 3
+# Decided by the type of configuration rather than from data, because nothing was measured that a rule could rest on.
+NOT_BY_MEMORY = "not chosen by memory or minutes, for which there is no measurement yet"
+NEVER_BY_RULE = "3d is chosen with -c: no measurement yet says where it is better"
 
 
 def target_spacing(spacings: Sequence[SpacingTriple], shapes: Sequence[Triple]) -> tuple[SpacingTriple, str]:
@@ -197,11 +201,17 @@ def mirror_axes(pairs: Sequence[MirrorPair]) -> tuple[tuple[str, ...], str]:
 
 def encoder_channels(num_channels: int, context: int) -> tuple[str, str]:
     """How a slice's channels become the encoder's three."""
-    if context:
+    given = num_channels * (2 * context + 1)
+    if context and given == ENCODER_CHANNELS:
         return "neighbours", "one channel: the slice before, the slice and the slice after fill the encoder's three"
+    if context:
+        return "projection", (
+            f"{num_channels} channel{'s' * (num_channels > 1)} of {2 * context + 1} slices are {given}: a learned "
+            "projection to three"
+        )
     if num_channels == 1:
         return "repeat", "one channel, given three times"
-    if num_channels == 3:
+    if num_channels == ENCODER_CHANNELS:
         return "direct", "three channels fit the encoder's three"
     return "projection", f"{num_channels} channels: a learned projection to three"
 
@@ -220,11 +230,11 @@ def recommended(coherence: float, spacing_mm: float, *, has_neighbours: bool) ->
         has_neighbours: Whether "2.5d" is planned.
     """
     if not has_neighbours:
-        return "2d", "the only configuration that fits these data"
+        return "2d", f"2.5d needs one channel and three slices or more; {NEVER_BY_RULE}"
     facts = f"labels {spacing_mm:.3g} mm apart along the slice axis agree with Dice {coherence:.2f}"
     if coherence > COHERENT:
-        return "2.5d", f"{facts}, above {COHERENT:g}: neighbouring slices help and cost nothing"
-    return "2d", f"{facts}, not above {COHERENT:g}: neighbouring slices show something else"
+        return "2.5d", f"{facts}, above {COHERENT:g}: neighbouring slices help and cost nothing; {NEVER_BY_RULE}"
+    return "2d", f"{facts}, not above {COHERENT:g}: neighbouring slices show something else; {NEVER_BY_RULE}"
 
 
 def slab_depth(
@@ -252,7 +262,7 @@ def slab_depth(
     depth = max(LEAST_SLAB, min(MOST_SLAB, wanted, typical))
     return depth, (
         f"labels agree with Dice one half over {length:.3g} mm, {wanted} slices of {spacing_mm:.3g} mm to both sides; "
-        f"within {LEAST_SLAB} to {MOST_SLAB} and the {typical} slices of a typical volume"
+        f"within {LEAST_SLAB} to {MOST_SLAB} and the {typical} slices of a typical volume; {NOT_BY_MEMORY}"
     )
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 
 from samunet.artifacts.method import Method
-from samunet.artifacts.model_spec import MOST_UNET_CHANNELS, PROMPT_DIM, SAM_UPSAMPLED, TOKEN_SIZE, WINDOW_TOKENS, SamSpec
+from samunet.artifacts.model_spec import (
+    MOST_UNET_CHANNELS,
+    PROMPT_DIM,
+    SAM_UPSAMPLED,
+    TOKEN_SIZE,
+    WINDOW_TOKENS,
+    SamSpec,
+)
 
 Decision = tuple[float, str]
 
@@ -74,11 +81,17 @@ def _stage_flop(before: int, after: int, number: int) -> float:
 
 
 def _vit_flop(spec: SamSpec, tokens: float) -> float:
+    """Of all blocks: projections, scores and perceptrons.
+
+    Windows are padded before all but the last of these; a map that is smaller than one is not.
+    """
     num_global = len(spec.global_blocks)
-    side = math.ceil(math.sqrt(tokens) / WINDOW_TOKENS) * WINDOW_TOKENS
-    windowed = 4 * side**2 * WINDOW_TOKENS**2 * spec.embed_dim * (spec.depth - num_global)
-    whole = 4 * tokens**2 * spec.embed_dim * num_global
-    return 24 * spec.embed_dim**2 * tokens * spec.depth + windowed + whole
+    num_windowed = spec.depth - num_global
+    side = math.sqrt(tokens)
+    padded = tokens if side < WINDOW_TOKENS else (math.ceil(side / WINDOW_TOKENS) * WINDOW_TOKENS) ** 2
+    projections = 8 * spec.embed_dim**2 * (padded * num_windowed + tokens * num_global)
+    scores = 4 * spec.embed_dim * (padded * min(tokens, WINDOW_TOKENS**2) * num_windowed + tokens**2 * num_global)
+    return projections + scores + 16 * spec.embed_dim**2 * tokens * spec.depth
 
 
 def _tiny_flop(spec: SamSpec, pixels: int) -> float:
@@ -96,9 +109,7 @@ def cpu_images_per_second(spec: SamSpec, method: Method, input_size: int, num_to
     return 1 / (seconds + _STEP_SECONDS / batch)
 
 
-def cpu_steps(
-    spec: SamSpec, method: Method, input_size: int, num_tokens: int, *, batch: int, minutes: float
-) -> int:
+def cpu_steps(spec: SamSpec, method: Method, input_size: int, num_tokens: int, *, batch: int, minutes: float) -> int:
     """Optimizer steps that fit the minutes, after the share that loading and validation take."""
     rate = cpu_images_per_second(spec, method, input_size, num_tokens, batch=batch)
     return int(minutes * 60 * _FRAMEWORK_SHARE * rate / batch)

@@ -78,15 +78,19 @@ def grid_of(method: Method) -> Grid:
 
 def wanted_input(facts: InPlane, grid: Grid = SAM_GRID) -> tuple[int, str]:
     """Smallest size whose decoder grid is not coarser than the image's detail, with 10 % slack."""
-    upsampled = facts.resolution < UPSAMPLED_BELOW
-    detail = facts.typical_vox * (max(0.5, facts.resolution) if upsampled else 1.0)
-    wanted = max(1, math.ceil(grid.stride * detail / SLACK / grid.step)) * grid.step
+    share = _detail_share(facts)
+    wanted = max(1, math.ceil(grid.stride * share * facts.typical_vox / SLACK / grid.step)) * grid.step
     size = min(grid.largest, max(grid.smallest, wanted))
     reason = f"typical slices have {facts.typical_vox} voxels a side; a decoder grid of {size // grid.stride} cells "
     reason += "resolves them" if size >= wanted else f"is the finest planned ({wanted} px would resolve every voxel)"
-    if upsampled:
+    if share < 1:
         reason += f"; images carry detail up to {facts.resolution:.2f} of their grid's limit, so fewer cells are enough"
     return size, reason
+
+
+def _detail_share(facts: InPlane) -> float:
+    """Of the voxels along a side, the fraction that the image's detail needs: a half at least, 1 if not upsampled."""
+    return max(0.5, facts.resolution) if facts.resolution < UPSAMPLED_BELOW else 1.0
 
 
 def coarsest_cell(facts: InPlane) -> float:
@@ -97,12 +101,13 @@ def coarsest_cell(facts: InPlane) -> float:
 def tile(facts: InPlane, input_size: int, *, wanted: int, grid: Grid = SAM_GRID) -> tuple[int, str]:
     """Side in voxels of the square that one input covers.
 
-    Whole slices if a decoder cell then spans no more than it may: about one voxel where the input is as large as
-    wanted, else what `coarsest_cell` allows. Otherwise typical slices are cut into as few overlapping tiles as bring
+    Whole slices if a decoder cell then spans no more than it may: about one voxel where the input is as large as wanted
+    (up to two of upsampled images), else what `coarsest_cell` allows. Otherwise typical slices are cut into as few overlapping tiles as bring
     the cell within that limit; only outliers are tiled if typical slices fit.
     """
     cells = input_size // grid.stride
-    limit = TILE_SLACK * (1.0 if input_size >= wanted and wanted < grid.largest else coarsest_cell(facts))
+    is_enough = input_size >= wanted and wanted < grid.largest
+    limit = TILE_SLACK * (1 / _detail_share(facts) if is_enough else coarsest_cell(facts))
     least = math.ceil(input_size * SMALLEST_TILE_SHARE)
     most = int(limit * cells)
     if facts.largest_vox <= most:

@@ -25,6 +25,7 @@ CPU_GIB = (2, 4, 8, 16, 32)
 _FOLLOWS_ANYWAY = ("memory_gib", "minutes")
 _STEPS_OF_SEARCH = 40
 _FARTHEST_FACTOR = 32.0
+_ANY_FACTOR = 1e6
 
 
 def what_ifs(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -> WhatIfs:
@@ -116,7 +117,8 @@ def _spacing(cases: Sequence[CaseFacts]) -> str:
         return "percentile" in rules.target_spacing(changed, shapes)[1]
 
     axis = rules.FILE_AXES[worst]
-    factor = _first_change(scaled, down=scaled(1.0))
+    # as far as the rule's own ratio, however coarse the axis is (999 mm stand for pictures)
+    factor = _first_change(scaled, down=scaled(1.0), farthest=max(_FARTHEST_FACTOR, ratio))
     if factor is None:
         return f"however coarse axis {axis} is, its median: it has a third of the others' voxels or more"
     other = "its median" if scaled(1.0) else f"its {rules.LOW_PERCENTILE}th percentile"
@@ -130,7 +132,10 @@ def _slice_axis(alike: Sequence[CaseFacts], target: SpacingTriple) -> str:
     for axis in range(3):
         if axis == now:
             continue
-        factor = _first_change(lambda f, a=axis: rules.slice_axis(alike, _times(target, a, f))[0])  # type: ignore[misc]
+        factor = _first_change(
+            lambda f, a=axis: rules.slice_axis(alike, _times(target, a, f))[0],  # type: ignore[misc]
+            farthest=_FARTHEST_FACTOR * max(target) / target[axis],
+        )
         if factor is not None:
             found.append((factor, axis))
     if not found:
@@ -171,10 +176,12 @@ def _slab_depth(plan: Plan, cases: Sequence[CaseFacts], alike: Sequence[CaseFact
     def depth(factor: float) -> int:
         return rules.slab_depth(alike, frame, shapes, slice_mm / factor)[0]
 
-    steps = [(factor, down) for down in (False, True) if (factor := _first_change(depth, down=down)) is not None]
+    found = (_first_change(depth, down=down, farthest=_ANY_FACTOR) for down in (False, True))
+    steps = [factor for factor in found if factor is not None]
     if not steps:
-        return "no distance over which labels cohere: volumes are too short"
-    factor = steps[0][0]
+        is_short = median(shape[0] for shape in shapes) <= rules.LEAST_SLAB
+        return "no distance over which labels cohere: volumes are too short" if is_short else "labels to measure it on"
+    factor = steps[0]
     return f"with labels that cohere {factor:.2g} times as far: {depth(factor)}"
 
 
@@ -202,26 +209,29 @@ def _foreground(facts: Facts) -> str:
 
 def _rank(facts: Facts) -> str:
     """The number of labelled slices that another rank begins with."""
-    now = peft.lora_rank(facts.num_foreground_slices, facts.num_structures)[0]
+    start = max(1, facts.num_foreground_slices)
 
     def rank(factor: float) -> int:
-        return peft.lora_rank(round(facts.num_foreground_slices * factor), facts.num_structures)[0]
+        return peft.lora_rank(round(start * factor), facts.num_structures)[0]
 
-    factor = _first_change(rank) or _first_change(rank, down=True)
+    more = _first_change(rank, farthest=_ANY_FACTOR)
+    factor = _first_change(rank, down=True, farthest=_ANY_FACTOR) if more is None else more
     if factor is None:
-        return f"no number of labelled slices: rank {now} is set by the structures"
-    slices = round(facts.num_foreground_slices * factor)
+        return f"no number of labelled slices: rank {rank(1.0)} is set by the structures"
+    slices = round(start * factor)
     return f"with {slices} labelled slices (now {facts.num_foreground_slices}): rank {rank(factor)}"
 
 
-def _first_change(answer: Callable[[float], Any], *, down: bool = False) -> float | None:
-    """The factor nearest to 1 at which a rule answers otherwise, to a tenth of a percent; None within limits."""
+def _first_change(
+    answer: Callable[[float], Any], *, down: bool = False, farthest: float = _FARTHEST_FACTOR
+) -> float | None:
+    """The factor nearest to 1 at which a rule answers otherwise, to a tenth of a percent; None up to the farthest."""
     now = answer(1.0)
     step = float(_FARTHEST_FACTOR ** ((-1 if down else 1) / _STEPS_OF_SEARCH))
     same, other = 1.0, step
     while answer(other) == now:
         same, other = other, other * step
-        if not 1 / _FARTHEST_FACTOR <= other <= _FARTHEST_FACTOR:
+        if not 1 / farthest <= other <= farthest:
             return None
     while abs(other / same - 1) > 1e-3:
         middle = (same * other) ** 0.5

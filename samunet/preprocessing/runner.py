@@ -74,13 +74,17 @@ def preprocess_dataset(
     return [made.get(case.name) or Outcome(case.name, finished[case.name]) for case in cases]
 
 
-def source_hash(case: Case) -> str:
-    """Hash of the content of all files of a case, spacing files of pictures included."""
+def source_files(case: Case) -> list[Path]:
+    """All files of a case, spacing files of pictures included."""
     from samunet.imageio.natural import side_file
 
     named = [*case.images, *([] if case.label is None else [case.label])]
-    files = [*named, *(beside for beside in map(side_file, named) if beside.is_file())]
-    return sha256_json([sha256_file(path) for path in files])
+    return [*named, *(beside for beside in map(side_file, named) if beside.is_file())]
+
+
+def source_hash(case: Case) -> str:
+    """Hash of the content of all files of a case."""
+    return sha256_json([sha256_file(path) for path in source_files(case)])
 
 
 def _finished_cases(store: CaseStore, cases: list[Case], processes: int) -> dict[str, CaseRecord]:

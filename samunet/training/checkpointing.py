@@ -16,6 +16,7 @@ from samunet.artifacts.checkpoint import (
     RECIPE_SCHEMAS,
     BaseWeights,
     Checkpoint,
+    ClockName,
     Manifest,
     read_checkpoint,
     write_checkpoint,
@@ -32,7 +33,7 @@ _OPTIMIZER, _AVERAGE, _RANDOM, _LIVE = "optimizer.", "average.", "random.", "mod
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a run is, the same in all of its checkpoints. Fields as in the manifest."""
+    """What a run is, the same in all of its checkpoints. Fields as in the manifest; ``clock`` counts its minutes."""
 
     dataset: str
     configuration: str
@@ -47,6 +48,7 @@ class RunIdentity:
     fingerprint: dict[str, Any]
     provenance: dict[str, Any]
     load_report: dict[str, list[str]] = field(default_factory=dict)
+    clock: ClockName | None = None
 
     def manifest(self) -> Manifest:
         """The manifest of a run that has not begun."""
@@ -63,7 +65,7 @@ class RunIdentity:
             minutes=0.0,
             load_report=self.load_report,
             provenance=self.provenance,
-            state={"patience": self.patience},
+            state={"patience": self.patience, "clock": self.clock},
         )
 
     def weights_file(self) -> WeightsFile | None:
@@ -93,6 +95,7 @@ def load_identity(folder: Path, name: str) -> RunIdentity:
         fingerprint=checkpoint.fingerprint,
         provenance=manifest.provenance,
         load_report=manifest.load_report,
+        clock=manifest.clock,
     )
 
 
@@ -129,7 +132,7 @@ def _write(folder: Path, name: str, trainer: Trainer, identity: RunIdentity, ten
     if math.isinf(state["best_score"]):
         state["best_score"] = None
     state["scaler"] = trainer.scaler.state_dict()
-    state["patience"] = identity.patience
+    state |= {"patience": identity.patience, "clock": identity.clock}
     manifest = identity.manifest().model_copy(
         update={
             "steps": trainer.state.step,
@@ -159,7 +162,8 @@ def resume(folder: Path, trainer: Trainer) -> None:
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
     values = dict(checkpoint.manifest.state)
-    values.pop("patience")
+    for name in ("patience", "clock"):
+        values.pop(name, None)
     scaler = values.pop("scaler")
     if scaler:
         trainer.scaler.load_state_dict(scaler)

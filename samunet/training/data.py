@@ -236,10 +236,19 @@ class SliceDataset(Dataset[Sample]):
     def _tile_start(
         self, choice: SliceChoice, labels: NDArray[np.int16], generator: np.random.Generator
     ) -> tuple[int, int]:
-        """First row and column of the tile: centred where the slice fits, else random, over the chosen structure."""
+        """First row and column of the tile: centred where the slice fits, else over the chosen structure, else random.
+
+        Where voxels may be ignored, random means over any that is not: strokes are few, and a tile without one teaches
+        nothing.
+        """
         side, centre = self._recipe.tile_vox, None
+        wanted = None
         if choice.structure is not None:
-            rows, columns = np.nonzero(self._labels.structure_mask(labels, choice.structure))
+            wanted = self._labels.structure_mask(labels, choice.structure)
+        elif self._labels.ignore is not None and max(labels.shape) > side:
+            wanted = labels != self._labels.ignore
+        if wanted is not None and wanted.any():
+            rows, columns = np.nonzero(wanted)
             pick = int(generator.integers(len(rows)))
             centre = (int(rows[pick]), int(columns[pick]))
         starts = []

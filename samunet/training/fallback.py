@@ -29,7 +29,15 @@ from samunet.planners import memory
 from samunet.planners.recipes import LEAST_BATCH_NORM
 
 _ALLOCATOR = "DefaultCPUAllocator: "
-_REFUSALS = (f"{_ALLOCATOR}can't allocate memory", f"{_ALLOCATOR}not enough memory")
+# What allocators and libraries say that raise no torch.OutOfMemoryError.
+_REFUSALS = (
+    f"{_ALLOCATOR}can't allocate memory",
+    f"{_ALLOCATOR}not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,8 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 @dataclass(frozen=True)

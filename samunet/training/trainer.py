@@ -150,6 +150,7 @@ class Trainer:
         self._ladder = ladder_of(model.train(), recipe)
         self._now = settings.clock
         self._started = self._saved = self._now()
+        self._saved_step = 0
         self._evaluation_seconds = self._evaluated_at = 0.0
 
     @property
@@ -217,6 +218,7 @@ class Trainer:
             OutOfMemoryError: If a step does not fit the device, whatever it is cut into.
         """
         self._started = self._saved = self._now()
+        self._saved_step = self.state.step
         self.model.train()
         self.model.set_checkpointing(self.footprint.checkpointing)
         if self.state.step == 0:
@@ -336,21 +338,24 @@ class Trainer:
         return OutOfMemoryError(
             f"memory of {self.settings.device} ran out while training",
             found=found.split("\n")[0],
-            todo=f"{other} and go on with --c, which keeps what is trained, or start again with a smaller --batch-size",
+            todo=f"{other} and go on from step {self._saved_step} with --c, or start again with a smaller --batch-size",
         )
 
     def _after_epoch(self, row: dict[str, Any]) -> None:
         """Evaluate at milestones, remember the best, stop on patience, save, log."""
+        was_skipped = False
         due = int(self.progress * NUM_MILESTONES)
         if (due > self.state.milestones and self._affordable()) or self.settings.patience is not None:
             self.state.milestones = due
-            row.update(self._evaluate())
+            scores = self._evaluate()
+            was_skipped = scores is None
+            row.update(scores or {})
             score = row.get("monitor")
             if score is not None and score > self.state.best_score:
                 self.state.best_score, self.state.best_epoch = score, row["epoch"]
                 self._save("best")
         patience = self.settings.patience
-        if patience is not None and row["epoch"] - self.state.best_epoch >= patience > 0:
+        if patience is not None and row["epoch"] - self.state.best_epoch >= patience > 0 and not was_skipped:
             self._reporter.info(f"no better monitor score for {patience} epochs: stopping at epoch {row['epoch']}")
             self.state.finished = True
         self.state.history.append(row)
@@ -365,21 +370,34 @@ class Trainer:
         spare = self.elapsed - self._evaluated_at >= 9 * self._evaluation_seconds
         return spare and self.progress < 1
 
-    def _evaluate(self) -> dict[str, float | None]:
+    def _evaluate(self) -> dict[str, float | None] | None:
+        """Scores of the averaged weights; None where memory does not suffice, which stops no training."""
         began = self._now()
+        limit = self.settings.minutes
+        scores, found = None, ""
         self.average.swap()
         self.model.eval()
-        limit = self.settings.minutes
-        scores = self._events.evaluate(self, None if limit is None else EVALUATION_SHARE * 60 * limit)
-        self.average.swap()
-        self.model.train()
+        try:
+            scores = self._events.evaluate(self, None if limit is None else EVALUATION_SHARE * 60 * limit)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            found = str(error).split("\n")[0]
+        finally:
+            self.average.swap()
+            self.model.train()
+        if scores is None:
+            release_memory()
+            self._reporter.warn(
+                f"memory ran out while evaluating after step {self.state.step} ({found}): skipped; training goes on"
+            )
         self._evaluation_seconds, self._evaluated_at = self._now() - began, self.elapsed
         return scores
 
     def _save(self, name: str) -> None:
         self._events.save(name, self)
         if name == "latest":
-            self._saved = self._now()
+            self._saved, self._saved_step = self._now(), self.state.step
 
     def _report_live(self, losses: list[Tensor], first: int, began: float) -> None:
         done = self.progress

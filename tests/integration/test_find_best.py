@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import weakref
 from pathlib import Path
 
 import nibabel
@@ -11,15 +11,18 @@ import pytest
 from scipy import ndimage
 
 from samunet.artifacts.best import Best
+from samunet.artifacts.quality import QualityReport
 from samunet.artifacts.workspace import Workspace
 from samunet.cli import find_best_configuration, predict
 from samunet.core.config import load_schema
 from samunet.core.files import read_json, write_json
+from samunet.core.labels import LabelSpec
 from samunet.core.log import SilentReporter
 from samunet.datasets.raw import load_raw_dataset
 from samunet.imageio import read_labels, read_volume
 from samunet.inference.predictor import Predictor
-from samunet.pipeline import candidates
+from samunet.pipeline import candidate_scores
+from samunet.pipeline.find_best import NOT_TRIED, choose_filters
 from samunet.pipeline.train import train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.preprocessing.runner import preprocess_dataset
@@ -109,21 +112,73 @@ def test_a_comparison_continues_per_case(trained: Workspace, monkeypatch: pytest
     command(trained)
     before = best_of(trained).model_dump(exclude={"provenance"})
     (trained.comparison_folder(DATASET) / "case_4.json").unlink()
-    again: list[str] = []
-    original = candidates._score_case
+    again: list[tuple[str, str]] = []
+    original = candidate_scores._predict
 
-    def counted(comparison, predictors, case, folder):
-        again.append(case.name)
-        return original(comparison, predictors, case, folder)
+    def counted(comparison, predictor, name, work, *folders):
+        again.append((name, work.case.name))
+        return original(comparison, predictor, name, work, *folders)
 
-    monkeypatch.setattr(candidates, "_score_case", counted)
+    monkeypatch.setattr(candidate_scores, "_predict", counted)
     assert command(trained) == 0
-    assert again == ["case_4"]
+    assert sorted(again) == [(COARSE, "case_4"), (FINE, "case_4")]
     assert best_of(trained).model_dump(exclude={"provenance"}) == before
     assert command(trained, "-c", "2d", "--disable_ensembling", "-f", "1") == 0
     assert [model.folds for model in best_of(trained).models] == [("1",)]
     assert command(trained, "-f", "3") == 2
     assert command(trained, "--preset", "samed") == 2
+
+
+def test_one_model_is_loaded_at_a_time(trained: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Each is gone before the next is loaded; in portions of two cases and of one, the scores are the same."""
+    command(trained)
+    before = best_of(trained).candidates
+    loaded: list[weakref.ref[Predictor]] = []
+    original = Predictor.from_folder
+
+    def watched(*arguments, **options):
+        assert all(one() is None for one in loaded)
+        made = original(*arguments, **options)
+        loaded.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(Predictor, "from_folder", watched)
+    for limit, value, portions in (("MOST_CASES", 2, 3), ("MOST_BYTES", 1, 5)):
+        loaded.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(candidate_scores, limit, value)
+            assert command(trained, "--overwrite") == 0
+        assert len(loaded) == 2 * portions
+        assert best_of(trained).candidates == before
+    loaded.clear()
+    assert command(trained, "--overwrite", "-c", "2d", "-f", "0") == 0
+    assert len(loaded) == 1
+    assert list(trained.comparison_folder(DATASET).glob(".prob*")) == []
+
+
+def test_views_are_mirrored_as_they_were_when_compared(
+    trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Compared without mirrored views, prediction leaves them out and says so; a flag overrides it in either way."""
+    for compared, flags, expected in (
+        ("--disable_tta", (), False),
+        ("--disable_tta", ("--enable_tta",), True),
+        (None, (), True),
+        (None, ("--disable_tta",), False),
+    ):
+        command(trained, "-c", "2d", "-f", "0", *([compared] if compared else []))
+        output = tmp_path / f"{compared}{len(flags)}"
+        capsys.readouterr()
+        predicted(trained, output, *flags)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "found best" in line]
+        assert read_json(output / "prediction.json")["mirrored"] is expected
+        assert f"mirrored views {'averaged' if expected else 'not averaged'}" in line
+        assert ("though they were" in line) == bool(flags)
+    command(trained, "-c", "2d", "-f", "0", "--disable_tta")
+    predicted(trained, tmp_path / "named", "-c", "2d")
+    assert read_json(tmp_path / "named" / "prediction.json")["mirrored"] is True
+    both = ["-i", "a", "-o", "b", "-d", DATASET, "--disable_tta", "--enable_tta"]
+    assert predict.main(both) == 2
 
 
 def test_prediction_follows_a_pair_with_a_filter(
@@ -164,6 +219,21 @@ def test_prediction_follows_a_pair_with_a_filter(
     assert report["model"] == f"{FINE} + {COARSE}"
     assert report["filters"][0]["structure"] == "ball"
     assert read_json(tmp_path / "plain" / "prediction.json")["filters"] == []
+    quality, unfiltered = (load_schema(QualityReport, tmp_path / name / "quality.json") for name in ("out", "plain"))
+    assert quality.model == report["model"]
+    assert quality.calibrated
+    assert "before component filters" in quality.note
+    assert [case.case for case in quality.cases] == list(masks)
+    for case, before in zip(quality.cases, unfiltered.cases, strict=True):
+        for value, (name, own) in enumerate(case.structures.items(), start=1):
+            written, whole = (np.count_nonzero(part[case.case] == value) for part in (masks, plain))
+            assert own.volume_ml == pytest.approx(written * 2 / 1000)
+            assert own.signs.voxels == whole
+            assert own.dice == before.structures[name].dice
+            if whole:
+                assert own.signs.models_agree is not None
+                assert own.dice <= own.signs.models_agree + 1e-4
+                assert own.low <= own.dice <= own.high
     assert changed, "the filter removed nothing, so the test shows nothing"
 
 
@@ -195,7 +265,6 @@ def test_explicit_words_override_what_was_found(trained: Workspace, tmp_path: Pa
 def test_a_filter_is_chosen_where_it_helps(trained: Workspace, monkeypatch: pytest.MonkeyPatch):
     """Masks with a planted speck in every case bring the ball's filter and no other; clean masks bring none."""
     command(trained, "-c", "2d", "-f", "0")
-    assert json.dumps(best_of(trained).model_dump(mode="json"))
     folder = trained.comparison_folder(DATASET) / FINE
     for case in best_of(trained).cases:
         truth = nibabel.load(trained.raw / DATASET / "labelsTr" / f"{case}.nii.gz")
@@ -204,9 +273,32 @@ def test_a_filter_is_chosen_where_it_helps(trained: Workspace, monkeypatch: pyte
         nibabel.save(nibabel.Nifti1Image(labels, truth.affine, truth.header), folder / f"{case}.nii.gz")
     assert command(trained, "-c", "2d", "-f", "0") == 0
     assert {rule.structure for rule in best_of(trained).filters} == {"ball"}
-    assert best_of(trained).filtered_dice is not None
+    assert best_of(trained).filtered_dice.value == pytest.approx(1.0)
     for case in best_of(trained).cases:
         truth = trained.raw / DATASET / "labelsTr" / f"{case}.nii.gz"
         (folder / f"{case}.nii.gz").write_bytes(truth.read_bytes())
     assert command(trained, "-c", "2d", "-f", "0") == 0
     assert best_of(trained).filters == ()
+
+
+def test_a_model_that_was_taught_with_validation_labels_is_left_out(
+    trained: Workspace, capsys: pytest.CaptureFixture[str]
+):
+    """Its fold's cases.json says so; other folds of it are compared where only they are asked for."""
+    file = trained.results / DATASET / FINE / "fold_0" / "cases.json"
+    before = file.read_text()
+    write_json(file, {**read_json(file), "labels_seen": ["case_3", "case_4"]})
+    try:
+        assert command(trained) == 0
+        assert f"left out: {FINE}, whose weights were taught with the labels" in capsys.readouterr().err
+        assert {candidate.models for candidate in best_of(trained).candidates} == {(COARSE,)}
+        assert command(trained, "-c", "2d", "-f", "1") == 0
+        assert command(trained, "-c", "2d") == 2
+    finally:
+        file.write_text(before)
+
+
+def test_no_filter_is_tried_where_voxels_are_ignored() -> None:
+    """What no stroke says is there would go without costing anything; the reason is written down."""
+    spec = LabelSpec({"ball": (1,)}, ignore=2)
+    assert choose_filters((), spec) == ((), None, NOT_TRIED)

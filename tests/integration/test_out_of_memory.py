@@ -162,6 +162,48 @@ def test_where_nothing_helps_the_run_is_kept(tmp_path: Path, monkeypatch: pytest
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+def test_an_evaluation_that_runs_out_of_memory_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Training goes on with its own weights, not the averaged ones, to the same result; one warning says so."""
+    workspace = prepared(tmp_path, backbone="vit_xs", iterations=2)
+    expected = tensors(run(workspace))
+    calls: list[bool] = []
+
+    def refuse(*_: object) -> dict[str, float | None]:
+        calls.append(True)
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)\nDetails")
+
+    monkeypatch.setattr("samunet.training.events.FoldEvents.evaluate", refuse)
+    reporter = SilentReporter()
+    result = run(workspace, reporter)
+    found = tensors(result)
+    assert calls
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert [line.split(" (")[0] for line in reporter.warnings if "memory" in line] == [
+        f"memory ran out while evaluating after step {2 * (index + 1)}" for index in range(len(calls))
+    ]
+    assert all("Details" not in line for line in reporter.warnings)
+
+
+def test_an_update_that_runs_out_of_memory_says_where_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Half an update is never saved: the error names the step whose checkpoint is there, and --c goes on from it."""
+    workspace = prepared(tmp_path, backbone="vit_xs", iterations=2)
+    expected = tensors(run(workspace))
+    original, calls = torch.optim.AdamW.step, []
+
+    def failing(optimizer, closure=None):
+        calls.append(original(optimizer, closure))
+        if len(calls) == 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+        return calls[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", failing)
+        with pytest.raises(OutOfMemoryError, match="from step 0 with --c"):
+            run(workspace)
+    found = tensors(run(workspace, resume=True))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
 def test_memory_that_is_short_on_a_cpu_is_seen_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What helps is done in advance with one line; where nothing is enough, one warning says so."""
     workspace = prepared(tmp_path, backbone="vit_xs", input_size=448, iterations=1, epochs=1)

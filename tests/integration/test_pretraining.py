@@ -200,6 +200,11 @@ def test_supervised_on_two_datasets_gives_a_whole_sam(planned: Workspace, tmp_pa
     manifest = read_checkpoint(checkpoint_file(folder, "final")).manifest
     assert manifest.load_report["missing"] == []
     assert any("taught with the labels of 1 of the 1 validation cases" in text for text in told.warnings)
+    cases = read_json(folder / "cases.json")
+    assert cases["labels_seen"] == cases["validation"]
+    calibration = read_json(folder / "quality.json")
+    assert calibration["observations"] == []
+    assert "without 1 whose labels taught the weights" in calibration["reason"]
     clean = run(
         planned,
         tmp_path,
@@ -211,8 +216,9 @@ def test_supervised_on_two_datasets_gives_a_whole_sam(planned: Workspace, tmp_pa
         name="clean",
     )
     told = SilentReporter()
-    fine_tune(planned, tmp_path / "clean", clean.file, reporter=told)
+    folder = fine_tune(planned, tmp_path / "clean", clean.file, reporter=told)
     assert not told.warnings
+    assert "labels_seen" not in read_json(folder / "cases.json")
 
 
 def test_weights_continue_from_weights_and_remember_where_they_come_from(planned: Workspace, tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from samunet.core.files import read_json, write_json
 from samunet.core.log import SilentReporter
 from samunet.datasets.raw import load_raw_dataset
 from samunet.imageio import read_labels, read_volume, write_image
+from samunet.inference.ensemble import EnsemblePredictor
 from samunet.inference.predictor import Predictor
 from samunet.models.segmentation import ESTIMATOR
 from samunet.pipeline.evaluate import label_files
 from samunet.pipeline.predict import PredictionRequest, predict
+from samunet.pipeline.quality import Judge
 from samunet.pipeline.train import train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.planners.fingerprint import extract_fingerprint
@@ -111,8 +113,10 @@ def test_the_quality_file_holds_what_the_masks_hold(fold: Path, tmp_path: Path) 
             expected = 2 * p[value][inside].sum() / (inside.sum() + p[value].sum())
             assert own.signs.expected == pytest.approx(expected, abs=2e-3)
             assert own.low is None or own.low <= own.dice <= own.high
-    lowest = [case.lowest for name in report.look_first for case in report.cases if case.case == name]
-    assert lowest == sorted(lowest)
+    by_name = {case.case: case for case in report.cases}
+    assert [by_name[name] for name in report.look_first] == sorted(
+        (by_name[name] for name in report.look_first), key=lambda case: (not case.flags, case.lowest)
+    )
     assert sum(line.startswith("estimated Dice") for line in reporter.messages) == 1
     rows = list(csv.DictReader((tmp_path / "quality.csv").open()))
     assert len(rows) == 2 * len(report.cases)
@@ -144,6 +148,32 @@ def test_an_unfamiliar_image_is_flagged_and_predicted(fold: Path, tmp_path: Path
     assert "median of MRI, raw" in facts[0]
     assert "median of MRI, raw" not in facts[1]
     assert report.cases[0].case in report.look_first
+
+
+def test_images_are_compared_with_the_cases_that_trained(fold: Path) -> None:
+    """Of the fingerprint's eight cases the three of the fold's training count; all where nothing says who trained."""
+    predictor = Predictor.from_folder(fold.parent, device="cpu")
+    assert len(predictor.fingerprint["cases"]) == 8
+    assert judge_of(predictor, fold.parent).facts.presence["cube"][1] == 3
+    assert judge_of(predictor, fold.parent.with_name("elsewhere")).facts.presence["cube"][1] == 8
+
+
+def judge_of(predictor: Predictor | EnsemblePredictor, *folders: Path) -> Judge:
+    """The judge of loaded models."""
+    return Judge.of(predictor, folders, checkpoint="final", prompted=False, reporter=SilentReporter())
+
+
+def test_intensities_are_those_of_the_model_whose_preprocessing_is_compared(fold: Path, tmp_path: Path) -> None:
+    """Where the first model of a pair has no calibration, the other's intensities are not taken for its own."""
+    other = tmp_path / fold.parent.name
+    shutil.copytree(fold, other / fold.name)
+    (other / fold.name / "quality.json").unlink()
+    first, second = (Predictor.from_folder(folder, device="cpu") for folder in (other, fold.parent))
+    judge = judge_of(EnsemblePredictor([first, second]), other, fold.parent)
+    assert judge.facts.intensities == ()
+    assert len(judge.fits) == 1
+    assert "no readable calibration beside the checkpoint" in judge.note
+    assert len(judge_of(EnsemblePredictor([second, first]), fold.parent, other).facts.intensities) == 6
 
 
 def test_kept_masks_keep_their_estimates(fold: Path, tmp_path: Path) -> None:

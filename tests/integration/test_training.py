@@ -247,3 +247,15 @@ def test_rank_is_refused_where_nothing_reads_it(workspace: Workspace):
     """--rank with a recipe that has no LoRA is an error, not silently ignored."""
     with pytest.raises(UsageError, match="no low-rank adapters"):
         run(workspace, rank=8)
+
+
+def test_the_clock_is_a_part_of_the_run(workspace: Workspace):
+    """The manifest says which one counted; continuing keeps it, and refuses the other one."""
+    result = run(workspace, minutes=0.02, processor_clock=True, num_workers=None)
+    assert read_checkpoint(checkpoint_file(result.folder, "final")).manifest.clock == "processor"
+    resumed = run(workspace, minutes=0.03, resume=True, seed=None, num_workers=None)
+    assert read_checkpoint(checkpoint_file(resumed.folder, "final")).manifest.clock == "processor"
+    result = run(workspace, iterations=1, epochs=1, overwrite=True)
+    assert read_checkpoint(checkpoint_file(result.folder, "final")).manifest.clock == "wall"
+    with pytest.raises(UsageError, match="keeps its clock"):
+        run(workspace, epochs=2, resume=True, seed=None, processor_clock=True)

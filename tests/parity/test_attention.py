@@ -15,10 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.attention import build, saved_bytes, saved_tensors
 from samunet.artifacts.method import Lora
+from samunet.artifacts.model_spec import TOKEN_SIZE, WINDOW_TOKENS, SamSpec
 from samunet.core.errors import ConfigError
 from samunet.models.peft.state import adapter_parameters, freeze_all_but
 from samunet.models.sam.attention import FoldedAttention, PositionTables, fold_attention
 from samunet.models.sam.encoder import VitEncoder
+from samunet.models.sam.windows import PaddedTinyAttention, PaddedVitAttention
 from tests.unit.models.model_helpers import images, perturb
 from tests.unit.models.peft_helpers import (
     EVERY_METHOD,
@@ -145,7 +147,10 @@ def test_encoder_is_upstreams(size: int, global_only: bool, checkpointing: bool)
     ours.load_state_dict(upstream.state_dict(), strict=True)
     ours.checkpointing = checkpointing
     kinds = [type(layer) for layer in ours.attention_layers()]
-    assert kinds == [Attention if global_only and i not in VIT.global_blocks else FoldedAttention for i in range(4)]
+    in_windows = (
+        PaddedVitAttention if size < WINDOW_TOKENS * TOKEN_SIZE else Attention if global_only else FoldedAttention
+    )
+    assert kinds == [FoldedAttention if i in VIT.global_blocks else in_windows for i in range(4)]
     assert list(ours.state_dict()) == list(upstream.state_dict())
     _assert_equal(_gradients(ours, images(1, size=size).double()), _gradients(upstream, images(1, size=size).double()))
 
@@ -173,7 +178,7 @@ def test_tiny_vit_is_refused() -> None:
 @pytest.mark.parametrize("first", ["fold", "adapt"])
 def test_adapters_work_before_and_after_folding(method: str, first: str) -> None:
     """With trained adapters of every kind the folded encoder has the plain one's output, gradients and keys."""
-    plain = encoder_of(VIT)
+    plain = encoder_of(VIT, size=224)
     folded = copy.deepcopy(plain)
     adapt(plain, method)
     steps: list[Callable[[], object]] = [lambda: fold_attention(folded), lambda: adapt(folded, method)]
@@ -183,7 +188,24 @@ def test_adapters_work_before_and_after_folding(method: str, first: str) -> None
     pretend_training(folded)
     assert set(folded.state_dict()) == set(plain.state_dict())
     assert all(isinstance(layer, FoldedAttention) for layer in folded.attention_layers())
-    _assert_equal(_gradients(folded, images(1).double()), _gradients(plain, images(1).double()), tolerance=1e-10)
+    pixels = images(1, size=224).double()
+    _assert_equal(_gradients(folded, pixels), _gradients(plain, pixels), tolerance=1e-10)
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize("spec", [VIT, TINY], ids=["vit", "tiny_vit"])
+def test_adapters_meet_no_difference_where_padding_is_spared(
+    method: str, spec: SamSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With trained adapters, output and gradients are those of attention from and to all padded tokens."""
+    spared = encoder_of(spec)
+    adapt(spared, method)
+    pretend_training(spared)
+    found = _gradients(spared, images(1).double())
+    unknown = property(lambda _: None, lambda *_: None)
+    for kind in (PaddedVitAttention, PaddedTinyAttention):
+        monkeypatch.setattr(kind, "map_size", unknown, raising=False)
+    _assert_equal(found, _gradients(spared, images(1).double()), tolerance=1e-10)
 
 
 def _lora(blocks: tuple[int, ...] | None = None, *, size: int = 320) -> VitEncoder:

@@ -11,11 +11,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
-from samunet.artifacts.plan import DEVICE_CLASSES, Configuration, Plan, resolve_recipe
+from samunet.artifacts.plan import (
+    DEVICE_CLASSES,
+    ChannelNormalization,
+    Configuration,
+    Frame,
+    Plan,
+    resolve_recipe,
+)
 from samunet.core.config import parse_schema
 from samunet.inference.sliding import slab_starts
 from samunet.planners.explain import explain, summary
-from samunet.planners.planner import make_plan
+from samunet.planners.planner import gather, make_plan
+from samunet.planners.recipes import LEAST_BATCH_NORM, automatic, plan_recipe
 from samunet.planners.rules import canonical_shapes
 from samunet.planners.sizes import SAM_GRID
 from tests import planning_facts as facts
@@ -205,3 +213,28 @@ def rank(configuration: Configuration, weights: str, memory: float) -> tuple[Any
     fits = recipe.memory_gib <= memory + 0.01
     sizes = (recipe.input_size, recipe.slab_depth, recipe.batch_size)
     return (fits, *sizes, not recipe.checkpointing, -recipe.accumulation_steps)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.floats(1.0, 24.0), st.integers(1, 150), st.sampled_from([200, 600, 1500]), st.sampled_from([1, 3, 4, 5]))
+def test_batch_norm_that_trains_sees_eight_slices(gib: float, slices: int, side: int, depth: int) -> None:
+    """Whatever memory there is: no part of a step has fewer than eight, and none is made before checkpointing."""
+    fingerprint = facts.fingerprint([facts.case(shape=(slices, side, side))])
+    known = gather(
+        fingerprint,
+        facts.description(),
+        facts.budget(gpu=gib, cpu=gib),
+        Frame(slice_axis=0, orientation=("S", "A", "R"), spacing=(1.0, 1.0, 1.0)),
+        (1.0, 1.0, 1.0),
+        [ChannelNormalization(scheme="zscore")],
+        [],
+    )
+    for device in DEVICE_CLASSES:
+        recipe = plan_recipe(known, automatic(known, "none", device, configuration="2d", slab_depth=depth))
+        value = {name: recipe[name]["value"] for name in ("batch_size", "accumulation_steps", "checkpointing")}
+        batch, parts = value["batch_size"], value["accumulation_steps"]
+        assert batch % (parts * depth) == 0
+        assert batch // parts >= LEAST_BATCH_NORM
+        assert value["checkpointing"] or parts == 1
+        fits = recipe["memory_gib"]["value"] <= gib + 0.01
+        assert fits or "may need more" in recipe["batch_size"]["reason"]

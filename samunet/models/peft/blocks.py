@@ -80,6 +80,7 @@ class AdaptedVitBlock(AdaptedBlock):
             whole: Tensor = self.attn(normed)
             return whole
         size = (normed.shape[1], normed.shape[2])
+        self.attn.map_size = size
         windows, padded = imports.image_encoder.window_partition(normed, self.window_size)
         attended = self.attn(windows)
         result: Tensor = imports.image_encoder.window_unpartition(attended, self.window_size, padded, size)

@@ -62,6 +62,8 @@ class TokenPrompts(Protocol):
 class VitEncoder(imports.modeling.ImageEncoderViT):  # type: ignore[misc, name-defined]
     """segment-anything's ViTDet encoder with optional checkpointing of its blocks.
 
+    Where the map is smaller than a window, attention spares the work on padding.
+
     Args:
         spec: Its widths and depths.
         image_size: Input side S in pixels.
@@ -88,6 +90,9 @@ class VitEncoder(imports.modeling.ImageEncoderViT):  # type: ignore[misc, name-d
         self.slab = Slab()
         self.token_prompts: TokenPrompts | None = None
         self._stages = [AttentionStage(spec.embed_dim, spec.depth, TOKEN_SIZE)]
+        for block in self.blocks:
+            if block.window_size * TOKEN_SIZE > image_size:
+                spare_padding(block)
 
     def attention_blocks(self) -> list[nn.Module]:
         """The blocks with attention, in order."""

@@ -1,11 +1,15 @@
-"""TinyViT's attention without the work on padding, for maps that are smaller than a window.
+"""Attention without the work on padding, for maps that are smaller than a window.
 
-Upstream pads such a map with zeros to the window's size, normalises, and attends from and to all tokens, though the
-padded ones are thrown away. They are all alike: each has the norm's bias for a token, hence one key k' and one value
-v'. To a query i they add sum_p exp(q_i . k' + b_ip) v' = exp(q_i . k' + log sum_p exp b_ip) v', p over padded places:
-what one key with a bias of its own adds. Only the map's own tokens are left to project and to attend.
+Upstream pads such a map with zeros to the window's size and attends from and to all tokens, though the padded ones are
+thrown away. They are all alike: each has one key k' and one value v', which are what zeros become (after TinyViT's
+norm, its bias; in a ViT, the biases of the projection). To a query i they add
 
-Shapes: B windows, w x w tokens of a window, H x W of the map, n = H W, N = w w, D token width, h heads.
+    sum_p exp(q_i . k' + b_ip) v' = exp(q_i . k' + log sum_p exp b_ip) v',    p over padded places,
+
+which is what one key with a bias of its own adds. Only the map's own tokens are left to project and to attend. In a ViT
+b_ip = r_i[row p] + c_i[column p], so that the sum is a sum over rows times a sum over columns.
+
+Shapes: B windows, w x w tokens of a window, H x W of the map, n = H W, N = w w, D token width, h heads, C = D / h.
 """
 
 from __future__ import annotations
@@ -16,8 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samunet.models.sam import imports
+from samunet.models.sam.positions import resize_relative
 
-class PaddedAttention(nn.Module):
+
+class PaddedTinyAttention(nn.Module):
     """Stands for timm's TinyViT attention: the map's tokens get the same output and all weights the same gradients.
 
     Parameters, layers and buffers are the base's own under the same names. What padded tokens get is zero instead of
@@ -93,13 +100,83 @@ class PaddedAttention(nn.Module):
         return self._places[key]
 
 
-def spare_padding(block: nn.Module) -> None:
-    """Let a TinyViT block's attention leave out the work on padding; output and keys of the weights stay.
+class PaddedVitAttention(nn.Module):
+    """Stands for segment-anything's attention in windows: as :class:`PaddedTinyAttention`.
 
     Args:
-        block: timm's block, changed in place.
+        attention: Upstream's module with relative positions.
     """
-    block.attn = PaddedAttention(block.attn)
+
+    qkv: nn.Module
+    proj: nn.Module
+    rel_pos_h: nn.Parameter
+    rel_pos_w: nn.Parameter
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in attention.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, child in attention.named_children():
+            self.add_module(name, child)
+        self.num_heads = int(attention.num_heads)  # type: ignore[arg-type]
+        self.scale = float(attention.scale)  # type: ignore[arg-type]
+        self.map_size: tuple[int, int] | None = None
+        self.training = attention.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Windows (B, w, w, D), zeros where the map of :attr:`map_size` ends, to the same shape."""
+        side = x.shape[1]
+        height, width = (min(size, side) for size in self.map_size or (side, side))
+        q, k, v = self._split(x[:, :height, :width])
+        rows, columns = self._positions(q, height, width, side)
+        scores = (q * self.scale) @ k.transpose(-2, -1)
+        scores = scores + (rows[..., :height, None] + columns[..., None, :width]).flatten(-2)
+        if height < side or width < side:
+            _, key, value = (part.expand(len(x), -1, -1, -1) for part in self._split(torch.zeros_like(x[:1, :1, :1])))
+            together = (q * self.scale) @ key.transpose(-2, -1) + _padded_sum(rows, columns, height, width)
+            scores, v = torch.cat([scores, together.to(scores.dtype)], dim=-1), torch.cat([v, value], dim=2)
+        mixed = scores.softmax(dim=-1).to(v.dtype) @ v
+        result: Tensor = self.proj(mixed.transpose(1, 2).reshape(len(x), height, width, -1))
+        return functional.pad(result, (0, 0, 0, side - width, 0, side - height))
+
+    def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, H, W, D) to queries, keys and values, each (B, h, n, C)."""
+        fused = self.qkv(tokens).reshape(len(tokens), -1, 3, self.num_heads, self.rel_pos_h.shape[-1])
+        q, k, v = fused.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def _positions(self, q: Tensor, height: int, width: int, side: int) -> tuple[Tensor, Tensor]:
+        """What a query adds for every row and for every column of the window, each (B, h, n, w)."""
+        grid = q.reshape(*q.shape[:2], height, width, -1)
+        steps = torch.arange(side, device=q.device)
+        distances = steps[:, None] - steps[None, :] + side - 1
+        by_row = resize_relative(self.rel_pos_h, 2 * side - 1)[distances[:height]]
+        by_column = resize_relative(self.rel_pos_w, 2 * side - 1)[distances[:width]]
+        rows = torch.einsum("bnhwc,hkc->bnhwk", grid, by_row).flatten(2, 3)
+        columns = torch.einsum("bnhwc,wkc->bnhwk", grid, by_column).flatten(2, 3)
+        return rows, columns
+
+
+def _padded_sum(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """Log of the summed exp of r + c over a window's places outside of H x W: (B, h, n, 1), from (B, h, n, w) each."""
+    exact = torch.promote_types(rows.dtype, torch.float32)
+    rows, columns = rows.to(exact), columns.to(exact)
+    parts = []
+    if width < columns.shape[-1]:
+        parts.append(rows[..., :height].logsumexp(-1) + columns[..., width:].logsumexp(-1))
+    if height < rows.shape[-1]:
+        parts.append(rows[..., height:].logsumexp(-1) + columns.logsumexp(-1))
+    return torch.stack(parts).logsumexp(0)[..., None]
+
+
+def spare_padding(block: nn.Module) -> None:
+    """Let a block's attention in windows leave out the work on padding; output and keys of the weights stay.
+
+    Args:
+        block: timm's TinyViT block or segment-anything's, changed in place.
+    """
+    tiny = isinstance(block, imports.tiny_vit.TinyVitBlock)
+    block.attn = PaddedTinyAttention(block.attn) if tiny else PaddedVitAttention(block.attn)  # type: ignore[arg-type]
     block.register_forward_pre_hook(_tell_map_size)
 
 

@@ -80,3 +80,14 @@ def test_summaries_tell_presets_apart() -> None:
     names = {p.name for p in PRESETS.values() if (p.backbone, p.own_intensities, summarise(p.method)) in repeated}
     same = {"sam_decoder", "samed", "samed_s", "samed_h"}
     assert names <= same | {n for n in PRESETS if n.startswith("finetune_sam_vit_")}
+
+
+def test_an_encoder_alone_needs_a_decoder_that_trains_whole() -> None:
+    """Any other decoder would keep random parts; a U-Net needs none, and files with a decoder take all."""
+    for train in ("lora", "adapters", "heads"):
+        chosen = method(encoder=LORA, decoder={"train": train})
+        assert faults_with_weights(chosen, "ssl") == []
+        assert "set decoder.train to full" in faults_with_weights(chosen, "ssl", has_decoder=False)[0]
+    unet = method(encoder={"train": "frozen"}, decoder={"train": "none"}, fusion={"kind": "unet"})
+    for allowed in (method(encoder=LORA), method(encoder={"train": "frozen"}), unet):
+        assert faults_with_weights(allowed, "ssl", has_decoder=False) == []

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import base_weights
+from benchmarks import base_weights, synthetic_weights
 from benchmarks.shapes import random_image
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
+from samunet.artifacts.pretraining import read_pretrained
 from samunet.core.files import read_json, sha256_file
 from samunet.models.loading import load_weights
 from samunet.models.sam.network import build_network
@@ -22,8 +23,9 @@ from samunet.models.weights import locate_weights
 def test_the_written_file_loads_completely(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every key of a promptable SAM comes from the file, the tokens and TinyViT's batch statistics among them."""
     path = tmp_path / f"{backbone}.pth"
-    for name, value in {"NUM_IMAGES": 2, "NUM_HELD_OUT": 2, "BATCH": 2}.items():
+    for name, value in {"NUM_IMAGES": 2, "NUM_HELD_OUT": 2, "PROMPTED_BATCH": 2}.items():
         monkeypatch.setattr(base_weights, name, value)
+    monkeypatch.setattr(synthetic_weights, "BATCH", 2)
     words = ["--backbone", backbone, "--minutes", "0.0001", "--output", str(path)]
     monkeypatch.setattr(sys, "argv", ["base_weights", *words])
     base_weights.main()
@@ -41,8 +43,28 @@ def test_the_written_file_loads_completely(backbone: str, tmp_path: Path, monkey
     assert bool(statistics) == (spec.family == "tiny_vit")
     written = read_json(path.with_suffix(".json"))
     assert written["sha256"] == sha256_file(path)
-    assert written["steps"] >= 1
+    assert min(written["steps"]) >= 1
     assert set(written["held_out_iou"]) == {"box", "click"}
+
+
+def test_an_encoder_alone_is_written_as_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the drawing stage says what it is, and every key of an encoder comes from it."""
+    path = tmp_path / "vit_t_xs.safetensors"
+    monkeypatch.setattr(synthetic_weights, "BATCH", 2)
+    words = ["--backbone", "vit_t_xs", "--minutes", "0.0001", "--images", "2", "--output", str(path)]
+    monkeypatch.setattr(sys, "argv", ["synthetic_weights", *words])
+    synthetic_weights.main()
+    spec = get_spec("vit_t_xs")
+    file = locate_weights(str(path), spec)
+    assert file is not None
+    assert file.kind == "ssl"
+    network = build_network(spec, image_size=synthetic_weights.SIDE, num_tokens=STOCK_TOKENS)
+    report = load_weights(network, file, keep_heads=True)
+    assert not [key for key in report.missing if key.startswith("image_encoder.")]
+    assert report.unexpected == ()
+    about = read_pretrained(path)
+    assert about is not None
+    assert (about.objective, about.from_random, about.datasets) == ("drawn_shapes", True, ())
 
 
 def test_images_are_drawn_from_the_seed_and_hold_objects() -> None:

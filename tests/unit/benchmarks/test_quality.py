@@ -57,3 +57,15 @@ def test_a_shifted_estimate_is_calibrated_and_ranked() -> None:
     assert summary["scores"][CLEAN]["mean_absolute_error"] < 0.02
     assert summary["scores"]["all"]["masks"] == 100
     assert len(table({"run": summary}).splitlines()) == 2 + 2 + len(ARTEFACTS)
+
+
+def test_no_mask_is_judged_by_its_own_group() -> None:
+    """The halves are of groups: changing a case's true Dice changes no estimate of its group."""
+    groups = {f"c{index}": f"g{index // 2}" for index in range(20)}
+    before, after = judge(rows(20), groups), judge(rows(20, shift=-0.3), groups)
+    clean = [pair for pair in zip(before, after, strict=True) if pair[0].condition == CLEAN]
+    kept = {round(a.dice, 6): a.estimate == b.estimate for a, b in clean}
+    first, second = sorted(kept)[:2]
+    assert kept[first]
+    assert kept[second]
+    assert not all(kept.values())

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import cells as running
 from benchmarks import regret
-from benchmarks.cells import Cell
-from benchmarks.regret import FRESH_SEEDS, Study, best_other, divide, paired_points, run_study, summary, table
+from benchmarks.cells import Cell, paired_points
+from benchmarks.regret import FRESH_SEEDS, Study, best_other, divide, run_study, summary, table
 from benchmarks.variants import (
     MOST_OTHERS,
     PLANNED,
@@ -179,19 +179,40 @@ def test_a_study_searches_then_measures_and_resumes(
     chosen = study(tmp_path, plan, (["0"], ["1", "2"]))
     names = [v.name for v in chosen.variants]
     ran: list[str] = []
-    dice = dict(zip(names, (0.6, 0.5, 0.65, 0.9), strict=True))
-    monkeypatch.setattr(running, "run_cell", fake_runner(dice, ran, failing=names[3:]))
+    dice = dict(zip(names, (0.6, 0.5, 0.65, 0.55), strict=True))
+    monkeypatch.setattr(running, "run_cell", fake_runner(dice, ran))
     found = run_study(chosen, tmp_path)
     assert found["best_other"] == names[2]
-    assert found["not_searched"] == names[3:]
+    assert found["not_searched"] == []
     assert {name: found[name] for name in ("regret", "low", "high")} == {"regret": 5.0, "low": 5.0, "high": 5.0}
     assert found["cells"][PLANNED]["mean_dice"] == 0.6
     assert len(ran) == 4 + 2 * len(FRESH_SEEDS) * 2
     assert f"{NAME} {names[2]} fold 2 seed 2 3 min key2" in ran
     ran.clear()
     assert run_study(chosen, tmp_path) == found
-    assert ran == [chosen.cell(names[3], "0", 12345).name]
-    assert "partial, without" in table({NAME: found})
+    assert ran == []
+    assert "complete" in table({NAME: found})
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_no_best_of_a_search_that_is_not_complete(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    """Whichever variant is missing, the plan included: nothing is measured, and what is there goes on being there."""
+    monkeypatch.setattr(running, "RESULTS", tmp_path)
+    chosen = study(tmp_path, plan, (["0"], ["1"]))
+    names = [v.name for v in chosen.variants]
+    ran: list[str] = []
+    dice = dict(zip(names, (0.6, 0.5, 0.65, 0.9), strict=True))
+    monkeypatch.setattr(running, "run_cell", fake_runner(dice, ran, failing=[names[missing]]))
+    found = run_study(chosen, tmp_path)
+    assert (found["best_other"], found["regret"], found["not_searched"]) == (None, None, [names[missing]])
+    assert len(ran) == 4
+    assert f"partial, without {names[missing]}, the measurement" in table({NAME: found})
+    ran.clear()
+    monkeypatch.setattr(running, "run_cell", fake_runner(dice, ran))
+    assert run_study(chosen, tmp_path)["best_other"] == names[3]
+    assert ran[0] == chosen.cell(names[missing], "0", 12345).name
 
 
 def test_without_the_measurement_there_is_no_regret(

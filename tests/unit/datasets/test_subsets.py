@@ -101,3 +101,28 @@ def test_few_cases_all_train_unless_early_stopping_needs_one() -> None:
     assert "fewer than 5" in monitor_size(3)[1]
     assert monitor_subset(CASES[:6], seed=1, early_stop=False) == ()
     assert len(monitor_subset(CASES[:6], seed=1)) == 1
+
+
+def test_a_large_group_stands_in_the_way_of_no_smaller_subset() -> None:
+    """Beside small groups one of 30 waits, whatever the seed; every number gives at least half of it."""
+    sizes = [2, 30, *[2] * 12, 3, 1]
+    groups = {f"c{i:02d}_{j:02d}": f"g{i:02d}" for i, size in enumerate(sizes) for j in range(size)}
+    for seed in range(10):
+        order = draw_order(list(groups), groups, seed=seed)
+        assert len(order[0]) <= 2
+        assert sorted(case for group in order for case in group) == sorted(groups)
+        taken = [set(first_cases(order, number)) for number in range(1, len(groups) + 1)]
+        assert all(small <= large for small, large in pairwise(taken))
+        assert all(2 * len(subset) >= number for number, subset in enumerate(taken, start=1))
+        assert len(taken[24]) >= 23
+
+
+def test_an_order_that_was_written_before_is_taken_as_it_stands(tmp_path: Path) -> None:
+    """A large group in second place stays there, so runs that took its beginning still find the same cases."""
+    groups = {f"c{i:02d}": "small" if i < 2 else "large" if i < 32 else f"g{i}" for i in range(36)}
+    order = (tuple(sorted(c for c in groups if groups[c] == "small")), tuple(c for c in groups if groups[c] == "large"))
+    order += tuple((c,) for c in groups if groups[c].startswith("g"))
+    file = tmp_path / "subsets.json"
+    write_json(file, {"version": 1, "orders": [{"fold": "0", "seed": 1, "groups": order}]})
+    assert load_or_draw_order(file, "0", list(groups), groups, seed=1) == order
+    assert first_cases(order, 25) == order[0]

@@ -16,7 +16,7 @@ from samunet.artifacts.report import (
     save_report,
 )
 from samunet.core.labels import LabelSpec
-from samunet.evaluation.aggregate import aggregate, bootstrap_weights, mean_interval
+from samunet.evaluation.aggregate import aggregate, bootstrap_weights, group_labels, mean_interval
 from samunet.evaluation.policy import EMPTY_RULE
 from samunet.evaluation.tables import CSV_HEADER, csv_text, summary_table
 
@@ -179,3 +179,16 @@ def test_table_shows_every_structure_and_the_mean(report: EvaluationReport) -> N
     assert "NSD 2 mm" in header
     assert [row[0] for row in rows] == ["liver", "tumour", "mean"]
     assert rows[-1][header.index("missed")] == 1
+
+
+def test_groups_are_drawn_whole() -> None:
+    """Every resample holds the cases of a group equally often; one group alone gives no resample at all."""
+    weights = bootstrap_weights(6, groups=["a", "a", "b", "b", "b", "c"])
+    assert np.array_equal(weights[:, 0], weights[:, 1])
+    assert np.array_equal(weights[:, 2], weights[:, 4])
+    assert set(weights[:, [0, 2, 5]].sum(axis=1)) == {3.0}
+    assert not np.array_equal(weights[:, 0], weights[:, 2])
+    assert len(bootstrap_weights(3, groups=["a"] * 3)) == 0
+    assert np.array_equal(bootstrap_weights(3, groups=["x", "y", "z"]), bootstrap_weights(3))
+    assert group_labels(["x", "y"], {"x": "a"}) == ["a", "y"]
+    assert group_labels(["x", "y"], None) is None

@@ -107,6 +107,26 @@ def test_views_that_are_missing_have_a_fit_of_their_own() -> None:
     assert low is not None
 
 
+def test_a_missing_head_of_a_member_leaves_the_average_calibrated() -> None:
+    """Each of the signs that a pair of unlike models can lack has fits without it, and one without both."""
+    draw = np.random.default_rng(4)
+    masks = [
+        seen(i, d, expected=d / 2 + 0.4, certainty=0.8, agreement=d, iou_head=float(draw.uniform(0.5, 1)))
+        for i, d in enumerate(draw.uniform(0.3, 0.9, 12).tolist())
+    ]
+    fits = fit_calibration(masks)
+    assert [fit.signs for fit in fits] == [
+        ("expected", "certainty", "agreement", "iou_head"),
+        ("expected", "certainty", "iou_head"),
+        ("expected", "certainty", "agreement"),
+        ("expected", "certainty"),
+    ]
+    for said in ({"agreement": 0.6}, {"iou_head": 0.7}, {}):
+        value, low, _ = estimate_dice(fits, "ball", signs(expected=0.7, certainty=0.8, **said))
+        assert value == pytest.approx(0.6, abs=0.05)
+        assert low is not None
+
+
 def test_models_that_disagree_bound_the_estimate() -> None:
     """No estimate is above what several models agree to; agreement above it changes nothing."""
     fits = fit_calibration(line(30, 1.0, 0.0))
@@ -133,3 +153,22 @@ def test_intervals_hold_what_they_say() -> None:
         inside.append(low <= mask.dice <= high)
     assert 0.84 < np.mean(inside) < 0.96
     assert estimate_dice(fits, "ball", signs(expected=1.0))[2] == pytest.approx(1, abs=0.1)
+
+
+def test_cases_of_a_group_are_held_out_together() -> None:
+    """Where groups err alike, the error is that of a new group: larger; groups count, not their cases."""
+    draw = np.random.default_rng(6)
+    shift = np.repeat(draw.normal(0, 0.15, 6), 5)
+    masks = [
+        seen(i, float(np.clip(0.5 + s + draw.normal(0, 0.01), 0, 1)), expected=float(0.5 + s / 9), certainty=float(c))
+        for i, (s, c) in enumerate(zip(shift, np.repeat(draw.uniform(0.4, 0.9, 6), 5), strict=True))
+    ]
+    groups = {f"c{index}": f"patient_{index // 5}" for index in range(30)}
+    by_case = next(fit for fit in fit_calibration(masks) if fit.structure is None)
+    by_group = next(fit for fit in fit_calibration(masks, groups) if fit.structure is None)
+    assert by_group.weights == by_case.weights
+    assert by_group.error > 1.15 * by_case.error
+    assert fit_calibration(masks[:20]) != ()
+    assert fit_calibration(masks[:20], groups) == ()
+    assert {fit.structure for fit in fit_calibration(masks)} == {"ball", None}
+    assert {fit.structure for fit in fit_calibration(masks, groups)} == {None}

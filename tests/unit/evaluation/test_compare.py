@@ -14,13 +14,15 @@ from samunet.evaluation.compare import compare_reports
 LABELS = LabelSpec({"liver": (1,)})
 
 
-def evaluation(scores: dict[str, float | None], *, tolerance_mm: float = 1.0) -> EvaluationReport:
+def evaluation(
+    scores: dict[str, float | None], *, tolerance_mm: float = 1.0, groups: dict[str, str] | None = None
+) -> EvaluationReport:
     def metrics(value: float | None) -> StructureMetrics:
         counts = dict.fromkeys(("TP", "FP", "FN", "TN"), 1) | dict.fromkeys(("n_pred", "n_ref"), 2)
         return StructureMetrics(Dice=value, IoU=value, NSD=value, **counts)
 
     cases = [CaseReport(case=name, metrics={"1": metrics(value)}) for name, value in scores.items()]
-    return aggregate(cases, LABELS, tolerance_mm=tolerance_mm)
+    return aggregate(cases, LABELS, tolerance_mm=tolerance_mm, groups=groups)
 
 
 def test_constant_gain() -> None:
@@ -71,3 +73,18 @@ def test_nothing_in_common_is_an_error() -> None:
     """Evaluations of different cases cannot be compared."""
     with pytest.raises(UsageError, match="no case"):
         compare_reports(evaluation({"a": 0.5}), evaluation({"b": 0.5}))
+
+
+def test_scans_of_few_patients_say_little() -> None:
+    """Twenty scans of four patients, three of whom gain: interval and p value are those of four."""
+    names = [f"case_{i:02d}" for i in range(20)]
+    groups = {name: f"patient_{i // 5}" for i, name in enumerate(names)}
+    base, better = dict.fromkeys(names, 0.5), {n: 0.42 if i < 5 else 0.6 + 0.001 * i for i, n in enumerate(names)}
+    alone, together = (
+        compare_reports(evaluation(better, groups=own), evaluation(base)).structures["1"]["Dice"]
+        for own in (None, groups)
+    )
+    assert alone.mean == together.mean
+    assert together.low < 0 < alone.low
+    assert alone.p_value < 0.01
+    assert together.p_value > 0.1

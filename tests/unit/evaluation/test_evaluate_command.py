@@ -301,3 +301,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr == "\n"
     assert "--tolerance" in done.stdout
     assert build_parser().get_default("tolerance") == DEFAULT_TOLERANCE_MM
+
+
+def test_cases_of_a_group_count_once(dataset: Path, predictions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With case_groups.json beside dataset.json, intervals are over groups; one group alone has none."""
+    for groups, shown in ((["p", "p", "q", "q"], "[0.875, 0.875]"), (["p"] * 4, "0.875")):
+        (dataset / "case_groups.json").write_text(json.dumps(dict(zip("abcd", groups, strict=True))))
+        assert run(dataset / "labelsTr", predictions) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "over groups of cases" in printed
+        assert shown in printed
+        interval = load_report(predictions / "summary.json").foreground_mean_interval["Dice"]
+        assert (interval.low is None) == (len(set(groups)) == 1)

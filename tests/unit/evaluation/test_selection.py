@@ -74,3 +74,24 @@ def test_size_thresholds_lie_low_among_the_references_components() -> None:
     assert 5 <= low < high <= 26
     assert size_thresholds([7.0, 7.0]) == (7.0,)
     assert size_thresholds([]) == ()
+
+
+def test_certainty_is_that_of_whole_groups() -> None:
+    """A gain that three of four patients have is sure over 40 scans, not over 4 patients; of one, nothing is sure."""
+    gain = np.repeat([0.03, 0.03, 0.03, -0.04], 10)[:, None]
+    base = np.full((40, 1), 0.7)
+    both = {"a": base, "a+b": base + gain}
+    groups = [f"patient_{index // 10}" for index in range(40)]
+    assert choose(both, NUMBERS)[0] == "a+b"
+    assert choose(both, NUMBERS, groups)[0] == "a"
+    narrow, wide = paired_gain(base + gain, base), paired_gain(base + gain, base, groups)
+    assert narrow.value == wide.value
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    alone = paired_gain(base + gain, base, ["patient"] * 40)
+    assert (alone.low, alone.high) == (None, None)
+    assert paired_gain(base + gain, base, [str(index) for index in range(40)]) == narrow
+    five = [f"patient_{index % 5}" for index in range(40)]
+    assert filter_helps(base[:, 0], base[:, 0] + 0.1, five)[0]
+    helps, reason = filter_helps(base[:, 0], base[:, 0] + 0.1, groups)
+    assert not helps
+    assert "4 groups of cases" in reason

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from samunet.core.errors import DataError
 from samunet.core.geometry import AxisOperation
 from samunet.core.labels import LabelSpec
 from samunet.inference import ensemble
@@ -46,6 +49,34 @@ def test_one_member_twice_is_that_member() -> None:
     """The average of a model with itself decides as the model alone."""
     one = members(3)[0]
     assert np.array_equal(mean_labels([one, one], PLAIN), mean_labels([one], PLAIN))
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little free space is said before anything is written; so is a reservation that fails, whose file goes."""
+    place = on_disk(tmp_path / "p.npy")
+    with pytest.raises(DataError, match="no room") as error:
+        place((4, 1 << 20, 1 << 20, 1 << 10))
+    assert "TMPDIR" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    with pytest.raises(DataError, match="no room"):
+        place((2, 3, 4, 5))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="nothing to reserve with")
+def test_probabilities_have_their_place_before_they_are_written(tmp_path: Path) -> None:
+    """The file that is mapped is not sparse, and starts as zeros."""
+    mapped = on_disk(tmp_path / "p.npy")((2, 8, 128, 128))
+    file = (tmp_path / "p.npy").stat()
+    assert file.st_blocks * 512 >= file.st_size > mapped.nbytes
+    assert not mapped.any()
 
 
 def test_probabilities_on_disk_are_those_in_memory(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from samunet.inference.familiarity import (
     training_facts,
     unfamiliar_image,
     unfamiliar_mask,
+    widest,
 )
 from samunet.preprocessing.pipeline import preprocess_case
 from tests.samples import make_case, make_plan
@@ -51,6 +52,23 @@ def volume_of(spacing: tuple[float, float, float], shape: tuple[int, int, int] =
     """Noise on a grid."""
     data = np.random.default_rng(0).normal(100, 10, (1, *shape)).astype(np.float32)
     return Volume(data, Geometry.from_spacing(shape, spacing, **grid))
+
+
+def test_cases_that_were_not_trained_on_widen_nothing() -> None:
+    """A fingerprint holds the validation cases too: only those named count, for ranges and for what is usual."""
+    content = {"cases": {"trained": case_facts(), "validated": case_facts(shape=(40, 30, 26), structures={})}}
+    known, every = training_facts(content, PLAN, cases=("trained",)), training_facts(content, PLAN)
+    long = volume_of((2.0, 1.0, 1.0), (40, 30, 26))
+    assert set(flags(known, long)) == {"number of slices", "extent across slices in mm"}
+    assert flags(every, long) == {}
+    assert (known.presence["ball"], every.presence["ball"]) == ((1, 1), (1, 2))
+
+
+def test_ranges_of_several_trainings_are_joined() -> None:
+    """What one of two models has seen is familiar to them together."""
+    first, second = size_range("spacing", [1.0, 2.0]), size_range("spacing", [3.0])
+    (joined,) = widest([(first,), (second,), ()])
+    assert (joined.low, joined.high, joined.least, joined.most) == (1.0, 3.0, first.least, second.most)
 
 
 def test_sizes_are_flagged_beyond_a_factor() -> None:

@@ -10,13 +10,14 @@ import torch
 from samunet.artifacts.checkpoint import BaseWeights
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.pretraining import Pretrained, SeenDataset, read_pretrained, write_pretrained
+from samunet.artifacts.subset import Subset
 from samunet.core.errors import WeightsError
 from samunet.core.files import read_json, sha256_file
 from samunet.core.log import SilentReporter
 from samunet.models.loading import load_weights
 from samunet.models.sam.network import build_network
-from samunet.models.weights import as_base, locate_weights, pretrained_weights, weights_kind
-from samunet.pipeline.pretrained import tell_what_was_seen
+from samunet.models.weights import as_base, locate_weights, pretrained_weights, supplies_decoder, weights_kind
+from samunet.pipeline.pretrained import labels_read, tell_what_was_seen
 
 SPEC = get_spec("vit_t_xs")
 
@@ -121,3 +122,45 @@ def test_training_says_which_validation_cases_taught_its_weights(tmp_path: Path)
         silent = SilentReporter()
         tell_what_was_seen(as_base(locate_weights(str(later), SPEC)), dataset, cases, silent)
         assert not silent.warnings + silent.messages
+
+
+def test_whether_a_decoder_comes_with_the_weights(tmp_path: Path) -> None:
+    """Of a whole SAM, of what continued from one, and of what was taught with prompts, at second hand too."""
+    sam = sam_file(tmp_path)
+    assert supplies_decoder("auto", "vit_b")
+    assert supplies_decoder(f"sam:{sam}", "vit_t_xs")
+    random = encoder_file(tmp_path, BaseWeights(kind="none"), name="random")
+    assert not supplies_decoder(str(random), "vit_t_xs")
+    assert not supplies_decoder(f"ssl:{random}", "vit_t_xs")
+    later = encoder_file(tmp_path, as_base(locate_weights(str(random), SPEC)), name="later")
+    assert not supplies_decoder(str(later), "vit_t_xs")
+    continued = encoder_file(tmp_path, as_base(locate_weights(f"sam:{sam}", SPEC)), name="continued")
+    assert supplies_decoder(str(continued), "vit_t_xs")
+    prompted = encoder_file(tmp_path, BaseWeights(kind="none"), name="prompted", objective="supervised", kind="sam")
+    assert supplies_decoder(str(prompted), "vit_t_xs")
+    base = BaseWeights(kind="sam", file=str(prompted), sha256=sha256_file(prompted))
+    assert supplies_decoder(str(encoder_file(tmp_path, base, name="after")), "vit_t_xs")
+    bare = tmp_path / "bare.pth"
+    state = build_network(SPEC, image_size=64, num_tokens=4).state_dict()
+    torch.save({key: tensor for key, tensor in state.items() if key.startswith("image_encoder.")}, bare)
+    assert not supplies_decoder(f"ssl:{bare}", "vit_t_xs")
+
+
+def test_labels_from_outside_of_a_subset_are_told(tmp_path: Path) -> None:
+    """Weights that read a third case's labels are no start for two labelled cases; those of the two are."""
+    seen = SeenDataset(
+        name="Dataset901_Balls", configuration="2d", images={"slices_0": ("a", "b", "v")}, labels_read=True, tile_vox=32
+    )
+    taught = encoder_file(tmp_path, BaseWeights(kind="none"), datasets=(seen,))
+    base = as_base(locate_weights(str(taught), SPEC))
+    assert labels_read(base, "Dataset901_Balls") == {"a", "b", "v"}
+    assert labels_read(BaseWeights(kind="sam", file="gone.pth", rest=base), "Dataset901_Balls") == {"a", "b", "v"}
+    assert labels_read(base, "Dataset902_Others") == set()
+    for cases, number in ((("a", "b", "v"), 0), (("a", "b"), 1), (("a", "c"), 2)):
+        reporter = SilentReporter()
+        tell_what_was_seen(base, "Dataset901_Balls", {"w"}, reporter, subset=Subset(cases=cases))
+        assert len(reporter.warnings) == (number > 0)
+        assert all(f"labels of {number} cases outside of the {len(cases)} chosen" in text for text in reporter.warnings)
+    reporter = SilentReporter()
+    tell_what_was_seen(base, "Dataset901_Balls", {"w"}, reporter)
+    assert not reporter.warnings

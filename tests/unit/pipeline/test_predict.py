@@ -67,13 +67,15 @@ def test_a_folder_of_oracle_predictions_says_so(folder: Path) -> None:
 
 
 def test_masks_of_other_prompts_are_not_kept(folder: Path) -> None:
-    """A prediction is continued with the same prompts only, also after an oracle run that was interrupted."""
+    """A prediction is continued with the same prompts only, and never where nothing says which they were."""
     run(folder, "oracle_box_tight_seed0.json")
     kept = run(folder, "oracle_box_tight_seed0.json", resume=True)
     assert [case.status for case in kept.cases] == ["kept"]
-    with pytest.raises(UsageError, match="answer other prompts"):
+    with pytest.raises(UsageError, match=r"prompts: prompts\.json"):
         run(folder, "prompts.json", resume=True)
-    (folder / "out" / "prediction.json").unlink()
-    with pytest.raises(UsageError, match="answer other prompts"):
-        run(folder, "prompts.json", resume=True)
+    with pytest.raises(UsageError, match="propagation of prompts: no"):
+        run(folder, "oracle_box_tight_seed0.json", resume=True, propagate=False)
     assert run(folder, "oracle_box_tight_seed0.json", resume=True).prompts == kept.prompts
+    (folder / "out" / "prediction.json").unlink()
+    with pytest.raises(UsageError, match="nothing says"):
+        run(folder, "prompts.json", resume=True)

@@ -17,8 +17,11 @@ from samunet.core.files import sha256_file
 from samunet.core.log import SilentReporter
 from samunet.datasets.raw import load_raw_dataset
 from samunet.models.sam.network import build_network
+from samunet.models.weights import WeightsFile
 from samunet.pipeline import plan as planning
+from samunet.pipeline import train as running
 from samunet.pipeline.probe import ProbeRequest, probe
+from samunet.pipeline.probed_ranks import with_probed_ranks
 from samunet.pipeline.training_run import TrainingRequest, resolve
 from samunet.planners import fingerprint as measuring
 from samunet.planners.ranks import choose_ranks
@@ -132,3 +135,36 @@ def test_a_rank_given_or_another_backbone_decides_for_itself(planned: Workspace)
     assert resolved(backbone="vit_l") == (4, None)
     assert resolved(rank=2) == (2, None)
     assert resolved(backbone="vit_xs", rank=2) == (2, None)
+
+
+def test_ranks_of_other_weights_are_not_used(planned: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probed on the file that training takes they hold; on another of its kind one rank does everywhere, said once."""
+    weights = planned.raw / "weights.pth"
+    weights.write_bytes(b"never loaded")
+    found_file = WeightsFile(weights, sha256_file(weights), "sam", None)
+    monkeypatch.setattr(running, "locate_weights", lambda *_, **__: found_file)
+    values = [[2.0, 1.0, 0.5, 0.1, 0.1, 0.1]] * 11 + [[20.0] * 6]
+    other = make_probe(values, backbone="vit_b")
+    same = other.model_copy(update={"weights_sha256": sha256_file(weights)})
+    chosen = choose_ranks(other, rank=4, targets=("q", "v"))[0]
+    request = TrainingRequest(DATASET, "0", configuration="2d", weights=f"sam:{weights}", device="cpu")
+
+    def used(plan: Plan) -> tuple[object, list[str], list[str]]:
+        reporter = SilentReporter()
+        identity = running.identify_run(request, plan, "2d", planned, "cpu", SilentReporter())
+        found = with_probed_ranks(identity, planned, reporter)
+        return found.recipe.method.adapter("lora").ranks, reporter.warnings, reporter.messages
+
+    save_probes(Probes(probes=(other,)), planned.probe_file(DATASET))
+    plan = plan_again(planned)
+    assert ranks(plan, "2d") == chosen
+    found, warnings, _ = used(plan)
+    assert found is None
+    assert "0000000000" in warnings[0]
+    assert "rank 4 everywhere" in warnings[0]
+    save_probes(Probes(), planned.probe_file(DATASET))
+    found, warnings, messages = used(plan)
+    assert (found, warnings) == (chosen, [])
+    assert "not known" in messages[0]
+    save_probes(Probes(probes=(same,)), planned.probe_file(DATASET))
+    assert used(plan_again(planned)) == (chosen, [], [])

@@ -14,18 +14,20 @@ from samunet.artifacts.plan_document import record_file
 from samunet.artifacts.workspace import Workspace
 from samunet.cli import plan_and_preprocess as command
 from samunet.cli import train
-from samunet.core.errors import ConfigError
+from samunet.core.errors import ConfigError, DataError, StoreError
 from samunet.core.files import read_json, write_json
 from samunet.core.log import SilentReporter
 from samunet.core.volume import Volume
 from samunet.datasets.raw import load_raw_dataset
 from samunet.imageio import write_image
 from samunet.pipeline import explanation as explaining
+from samunet.pipeline import stores
 from samunet.pipeline.plan import plan_and_preprocess
 from samunet.pipeline.replan import PREVIOUS_PLAN
 from samunet.pipeline.stores import check_planned_around, open_store
 from samunet.planners import fingerprint as measuring
 from samunet.planners import hardware
+from samunet.preprocessing import pipeline as processing
 from samunet.preprocessing.store import CaseStore
 from tests.samples import DATASET, make_case, write_dataset
 
@@ -36,6 +38,7 @@ RECIPE = ("configurations", "2d", "recipes", "none", "cpu")
 def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few voxels, no planning for other budgets, and always the same memory."""
     monkeypatch.setattr(hardware, "cpu_memory", lambda: (8.0, "given"))
+    monkeypatch.setattr(hardware, "_gpu_memory", lambda: (hardware.ASSUMED_GPU_GIB, "assumed"))
     monkeypatch.setattr(measuring, "NUM_SAMPLES_DATASET", 3000)
     monkeypatch.setattr(explaining, "what_ifs", lambda *_: {})
 
@@ -136,6 +139,31 @@ def test_edits_stay_with_other_hardware_and_a_rule_that_disagrees_is_named(works
     now = recipe(plan).epochs.by_rule
     assert f"the rule said {recipe(first).epochs.by_rule} and now {now}" in warned(reporter)
     assert "learning_rate" not in warned(reporter)
+
+
+def test_hardware_that_was_assumed_is_looked_for_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan made without a GPU is planned for the one that is there by now; what was given or found stays."""
+    assert "GPU memory assumed" in run(workspace)[0].budget.reason
+    monkeypatch.setattr(hardware, "_gpu_memory", lambda: (24.0, "of the smallest GPU found here"))
+    monkeypatch.setattr(hardware, "cpu_memory", lambda: (99.0, "planted"))
+    budget = run(workspace)[0].budget
+    assert (budget.gpu_memory_gib, budget.cpu_memory_gib) == (24.0, 8.0)
+    assert budget.reason == "GPU memory of the smallest GPU found here; CPU memory given; CPU minutes default"
+    monkeypatch.setattr(hardware, "_gpu_memory", lambda: (80.0, "planted"))
+    assert run(workspace)[0].budget == budget
+
+
+def test_assumed_hardware_that_is_then_given_is_no_assumption(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the figure is the assumed one, and one that was edited is none either."""
+    run(workspace, gpu_memory_gib=hardware.ASSUMED_GPU_GIB)
+    monkeypatch.setattr(hardware, "_gpu_memory", lambda: (24.0, "planted"))
+    budget = run(workspace)[0].budget
+    assert budget.gpu_memory_gib == hardware.ASSUMED_GPU_GIB
+    assert "GPU memory as given" in budget.reason
+    edit(workspace, "budget", value={**budget.model_dump(), "gpu_memory_gib": 12.0, "reason": "GPU memory assumed"})
+    assert run(workspace)[0].budget.gpu_memory_gib == 12.0
 
 
 def test_giving_an_edit_back(workspace: Workspace) -> None:
@@ -276,8 +304,8 @@ def test_a_store_of_another_plan_is_named_and_not_used(
     record_file(workspace.plan_file(DATASET)).unlink()
     assert training(workspace, "-c", "2d") == 2
     error = capsys.readouterr().err
-    stores = [file.parent.name for file in workspace.preprocessed_folder(DATASET).glob("*/store.json")]
-    assert stores[0] in error
+    there = [file.parent.name for file in workspace.preprocessed_folder(DATASET).glob("*/store.json")]
+    assert there[0] in error
     assert f"samunet_plan_and_preprocess -d {DATASET} -c 2d" in error
 
 
@@ -299,6 +327,63 @@ def test_a_changed_image_is_not_trained_from_the_old_store(
     assert "5 of 6 cases are already preprocessed" in said(reporter)
     assert store.record("case_2").source_sha256 != store.record("case_3").source_sha256
     assert training(workspace, "-c", "2d") == 0
+
+
+def brighten(workspace: Workspace, name: str = "case_2") -> None:
+    """Another image of the same grid, so that facts change but no store's key."""
+    volume, _ = make_case(2)
+    image = volume.with_data(volume.data + np.float32(50))
+    write_image(workspace.raw / DATASET / "imagesTr" / f"{name}_0000.nii.gz", image)
+
+
+def test_a_store_that_was_not_redone_is_stale_whatever_else_was(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image changes and only 2d is preprocessed again: 3d still holds the former voxels, and says so."""
+    folder = workspace.raw / DATASET
+    both = plan_and_preprocess(folder, workspace, configurations=("2d", "3d"), verify=False).plan
+    brighten(workspace)
+    plan, _ = run(workspace)
+    assert plan.store_key("3d") == both.store_key("3d")
+    assert len(opened(workspace, plan).names()) == 6
+    assert training(workspace, "-c", "3d", "--batch-size", "4") == 2
+    error = capsys.readouterr().err
+    assert "have changed since preprocessing" in error
+    assert "case_2" in error
+    plan_and_preprocess(folder, workspace, configurations=("3d",), verify=False)
+    dataset = load_raw_dataset(folder)
+    assert len(open_store(plan, "3d", dataset, workspace, cases=["case_2"]).names()) == 6
+
+
+def test_a_case_that_could_not_be_preprocessed_again_is_stale(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its former voxels are still in the store, of which the other cases are used."""
+    original = processing.preprocess_case
+
+    def failing(*arguments: Any, name: str, **others: Any) -> Any:
+        if name == "case_2":
+            raise DataError("planted")
+        return original(*arguments, name=name, **others)
+
+    brighten(workspace)
+    monkeypatch.setattr(processing, "preprocess_case", failing)
+    folder = workspace.raw / DATASET
+    result = plan_and_preprocess(folder, workspace, configurations=("2d",), verify=False)
+    assert list(result.failed) == ["case_2"]
+    assert "case_2" in CaseStore(result.stores[0]).names()
+    with pytest.raises(StoreError, match="case_2"):
+        opened(workspace, result.plan)
+    dataset = load_raw_dataset(folder)
+    assert open_store(result.plan, "2d", dataset, workspace, cases=["case_1", "case_3"])
+
+
+def test_a_stores_files_are_not_read_to_find_them_unchanged(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, sizes and times are enough where preprocessing wrote them down."""
+    monkeypatch.setattr(stores, "source_hash", lambda _: pytest.fail("read"))
+    assert len(opened(workspace, load_plan(workspace.plan_file(DATASET))).names()) == 6
 
 
 def test_touched_files_with_the_same_content_are_no_change(workspace: Workspace) -> None:

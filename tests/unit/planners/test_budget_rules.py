@@ -48,6 +48,25 @@ def test_parameters_and_operations_are_those_of_the_modules(name: str) -> None:
     assert predicted == (pytest.approx(flops.get_total_flops() / 1e9, rel=0.15), 0.0)
 
 
+@pytest.mark.parametrize("size", [112, 224, 512])
+def test_operations_of_windowed_blocks_are_those_of_their_padded_tokens(size: int) -> None:
+    """Windows are padded to 14 tokens before their projections; a ViT whose blocks are mostly windowed shows it."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from samunet.models.sam.network import build_network
+
+    size_of_test = {"embed_dim": 384, "depth": 6, "num_heads": 6, "global_blocks": (5,)}
+    spec = get_spec("vit_xs").model_copy(update=size_of_test)
+    encoder = build_network(spec, image_size=size, num_tokens=3).image_encoder
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        encoder(torch.randn(1, 3, size, size))
+    tokens = (size / 16) ** 2
+    outside = 2 * tokens * (spec.embed_dim * (3 * 256 + 256) + 9 * 256**2)
+    predicted = schedule._vit_flop(spec, tokens) + outside
+    assert predicted == pytest.approx(flops.get_total_flops(), rel=0.03)
+
+
 def test_published_orders_of_memory() -> None:
     """At 1024 px full fine-tuning needs more than LoRA, LoRA more than frozen, checkpointing a fraction."""
     full, lora, frozen = (memory.training_bytes(load(size=1024, method=METHODS[t])) for t in ("full", "lora", "frozen"))
@@ -163,15 +182,26 @@ def test_a_given_budget_is_used_and_says_so() -> None:
     assert found.cpu_memory_gib > 0
 
 
-def test_the_control_group_limits_cpu_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where a control group leaves 10 GiB, 8 are planned for."""
-    limit, usage = tmp_path / "max", tmp_path / "current"
+@pytest.mark.parametrize(
+    ("statistics", "expected"),
+    [
+        ("", 8.0),
+        (f"anon 5\ninactive_file {GIB}\nactive_file {GIB}\n", 8.8),
+        (f"inactive_file {GIB // 2}\ntotal_inactive_file {GIB}\n", 8.8),
+    ],
+)
+def test_the_control_group_limits_cpu_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, statistics: str, expected: float
+) -> None:
+    """Where a control group leaves 10 GiB, 8 are planned for; files that are merely cached do not count as used."""
+    limit, usage, lines = (tmp_path / name for name in ("max", "current", "stat"))
     limit.write_text(f"{12 * GIB}\n")
     usage.write_text(f"{2 * GIB}\n")
+    lines.write_text(statistics)
     available = {Path("/proc/meminfo"): f"MemAvailable: {500 * GIB // 1024} kB\n"}
-    monkeypatch.setattr(hardware, "_CGROUPS", ((limit, usage),))
+    monkeypatch.setattr(hardware, "_CGROUPS", ((limit, usage, lines),))
     monkeypatch.setattr(hardware, "_read", lambda path: available.get(path) or path.read_text())
-    assert hardware.detect_budget().cpu_memory_gib == pytest.approx(8.0)
+    assert hardware.detect_budget().cpu_memory_gib == pytest.approx(expected)
 
 
 def test_gpu_memory_is_assumed_where_no_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,13 +60,13 @@ def test_an_edit_stays_and_says_what_the_rule_does() -> None:
 
 
 def test_a_target_spacing_is_planned_around() -> None:
-    """Twice finer, every configuration takes it and slices have twice the voxels: larger inputs or tiles."""
+    """Twice finer, every configuration takes it; tiles have twice the voxels at the same input: no detail is gained."""
     before, after = plan(), edited({("target_spacing",): [1.0, 0.5, 0.5]})
     assert after.configurations["2d"].spacing.value == (None, 0.5, 0.5)
     assert after.configurations["3d"].spacing.value == (1.0, 0.5, 0.5)
     assert not after.configurations["2d"].spacing.by_user
     assert recipe(after).tile_vox.value == 2 * recipe(before).tile_vox.value
-    assert recipe(after).input_size.value > recipe(before).input_size.value
+    assert recipe(after).input_size.value == recipe(before).input_size.value
     assert after.store_key("2d") != before.store_key("2d")
 
 
@@ -118,6 +118,13 @@ def test_a_slab_depth_is_planned_around() -> None:
     batches = [r.batch_size.value for devices in found.recipes.values() for r in devices.values()]
     assert all(batch % 4 == 0 for batch in batches)
     assert found.depth_overlap.value == pytest.approx(0.5)
+
+
+def test_more_neighbours_are_projected() -> None:
+    """Five slices do not fill the encoder's three channels."""
+    found = edited({("configurations", "2.5d", "context_slices"): 2}).configurations["2.5d"]
+    assert (found.context_slices.value, found.channels.value) == (2, "projection")
+    assert "5" in found.channels.reason
 
 
 def test_a_method_is_planned_around() -> None:

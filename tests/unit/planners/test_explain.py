@@ -13,7 +13,7 @@ from samunet.artifacts.plan import Configuration, Decided, Plan, Recipe
 from samunet.artifacts.probe import Probes
 from samunet.core.config import Schema
 from samunet.planners.edits import edits_of
-from samunet.planners.explain import explain, explanation
+from samunet.planners.explain import explain, explanation, shortages, summary
 from samunet.planners.explain_pages import as_html, as_markdown
 from samunet.planners.planner import make_plan
 from samunet.planners.rests_on import RESTS_ON, measured
@@ -135,6 +135,45 @@ def test_the_users_decisions_are_marked(plan: Plan) -> None:
     assert mark in as_markdown(made)
     assert '<span class="yours">[yours' in as_html(made)
     assert "[yours" not in as_html(explanation(plan, FINGERPRINT))
+
+
+def test_turned_cases_count_their_own_slices() -> None:
+    """The lead counts along each case's slice axis, as the facts below it do."""
+    upright = facts.case(shape=(20, 100, 100), spacing=(5, 1, 1))
+    turned = facts.case(shape=(100, 100, 20), spacing=(1, 1, 5), codes=("R", "A", "S"))
+    data = facts.fingerprint([upright, upright, turned])
+    found = make_plan(data, facts.description(), facts.budget())
+    made = explanation(found, data)
+    assert "60 slices (30 with a structure)" in made.lead[0]
+    assert dict(made.facts)["slices"].startswith("60, 30 ")
+
+
+def test_the_summary_tells_hardware_and_edits(plan: Plan) -> None:
+    """What it was planned for with where that comes from, and what is the user's."""
+    content = plan.model_dump(mode="json")
+    content["mirror_axes"] = {"value": ["left-right"], "reason": "because", "source": "user"}
+    budget = facts.budget().model_copy(update={"reason": "GPU memory assumed"})
+    edits = edits_of(Plan.model_validate(content))
+    text = " ".join(summary(make_plan(FINGERPRINT, facts.description(), budget, edits=edits)).split())
+    assert "for 8 GiB on a GPU, or 16 GiB and 60 minutes on a CPU (GPU memory assumed)" in text
+    assert "yours: mirror_axes = left-right" in text
+    assert "yours" not in summary(plan)
+
+
+def test_recipes_that_lack_memory_or_minutes_are_named(plan: Plan) -> None:
+    """One line for each, with what is missing; none where all is well."""
+    assert shortages(plan) == []
+    tight = make_plan(FINGERPRINT, facts.description(), facts.budget(gpu=0.9))
+    lines = shortages(tight)
+    recipes = tight.configuration().recipes
+    short_ones = [name for name, by_device in recipes.items() if by_device["gpu"].memory_gib.value > 0.9]
+    assert short_ones
+    assert [line.split(" on a GPU: needs about ")[0] for line in lines] == short_ones
+    assert all(line.endswith("GiB, and 0.9 are planned for") for line in lines)
+    hurried = make_plan(FINGERPRINT, facts.description(), facts.budget(minutes=0.2))
+    assert any("none on a CPU: about" in line and "--minutes" in line for line in shortages(hurried))
+    reason = hurried.configuration().recipes["none"]["cpu"].input_size.reason
+    assert "even that leaves" in reason
 
 
 def test_a_probes_ranks_are_shown_block_by_block() -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from samunet.artifacts.checkpoint import BaseWeights
 from samunet.artifacts.method import DepthAttention, Lora, Method
-from samunet.artifacts.plan import Plan, Recipe
+from samunet.artifacts.plan import Plan, Recipe, ResolvedRecipe
+from samunet.artifacts.pretraining import Pretrained, write_pretrained
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import save_schema
 from samunet.core.errors import ConfigError, UsageError
@@ -135,3 +138,28 @@ def test_the_command_line_replans_unless_a_rate_is_given(plan: Plan, tmp_path: P
         assert rate(**asked, rank=16) < rate(**asked)
         assert rate(**asked, changes=WIDE) < rate(**asked)
         assert rate(**asked, rank=16, learning_rate=2e-3) == 2e-3
+
+
+def test_presets_see_pretrained_random_weights_as_they_were_pretrained(plan: Plan, tmp_path: Path) -> None:
+    """Intensities as stored, not SAM's; what would leave the decoder random that the file lacks is refused."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    save_schema(FINGERPRINT, workspace.fingerprint_file(plan.dataset))
+    values = {"kind": "ssl", "backbone": "vit_b", "input_size": 64, "base": BaseWeights(kind="none"), "datasets": ()}
+    values |= {"steps": 1, "minutes": 1, "batch_size": 2, "learning_rate": 1e-3, "seed": 0, "from_random": True}
+    files = {}
+    for objective in ("masked_images", "supervised"):
+        files[objective] = str(tmp_path / f"{objective}.safetensors")
+        about = Pretrained(objective=objective, **values)
+        write_pretrained(Path(files[objective]), {"image_encoder.neck.0.weight": torch.zeros(1)}, about)
+
+    def recipe(objective: str, **asked: Any) -> ResolvedRecipe:
+        request = TrainingRequest(plan.dataset, "0", configuration="2d", weights=f"ssl:{files[objective]}", **asked)
+        return resolve(request, plan, "2d", "cpu", workspace)
+
+    assert recipe("masked_images", preset="samed").intensity_map.kind == "identity"
+    assert recipe("masked_images").intensity_map.kind == "identity"
+    for asked in ({"preset": "samed_s"}, {"changes": {"decoder.train": "lora"}}):
+        with pytest.raises(ConfigError, match="does not go with these weights") as caught:
+            recipe("masked_images", **asked)
+        assert "set decoder.train to full" in str(caught.value)
+        assert recipe("supervised", **asked).method.decoder.train == "lora"

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from samunet.artifacts.fingerprint import CaseFacts
+from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
 from samunet.artifacts.plan import DEVICE_CLASSES, WEIGHTS_KINDS, Plan, ResolvedRecipe, resolve_recipe
 from samunet.planners import schedule
 from samunet.planners.explain import explain, summary
-from samunet.planners.planner import make_plan
+from samunet.planners.planner import facts_of_plan, make_plan
 from tests import planning_facts as facts
 
 
@@ -120,6 +120,29 @@ def test_batch_norm_that_trains_gets_eight_slices() -> None:
     for device in DEVICE_CLASSES:
         chosen = recipe(found, "none", device)
         assert chosen.batch_size // chosen.accumulation_steps >= 8
+
+
+def test_detail_is_that_of_the_finer_axis_in_the_target_grid() -> None:
+    """Fewer cells are enough only where neither axis in plane has more detail, measured against the target spacing."""
+
+    def detail(spacing: tuple[float, float], share: tuple[float, float]) -> float:
+        fine = facts.case(shape=(20, 300, 300), spacing=(5.0, 0.62, 0.62))
+        odd = facts.case(shape=(20, 300, 300), spacing=(5.0, *spacing), resolution=(1.0, *share))
+        data = facts.fingerprint([odd, odd, odd, fine, fine, fine, fine])
+        found = plan_of(data)
+        assert found.target_spacing.value[1:] == (0.62, 0.62)
+        only = data.model_copy(update={"cases": {"a": odd}})
+        return facts_of_plan(found, only).plane.resolution
+
+    assert detail((0.62, 0.62), (1.0, 0.62)) == 1.0
+    assert detail((0.62, 1.0), (1.0, 1.0)) == 1.0
+    assert detail((1.0, 1.0), (1.0, 1.0)) == pytest.approx(0.62)
+    assert detail((0.62, 0.62), (0.5, 0.62)) == pytest.approx(0.62)
+    assert detail((0.31, 0.31), (0.4, 0.4)) == pytest.approx(0.8)
+
+
+def plan_of(data: Fingerprint) -> Plan:
+    return make_plan(data, facts.description(), facts.budget())
 
 
 def test_too_little_memory_is_said() -> None:

@@ -79,6 +79,17 @@ def test_medsam_keeps_its_intensities(plan: Plan) -> None:
         recipe(plan, "medsam", "2d")
 
 
+def test_medsam_takes_configurations_with_its_intensities(plan: Plan) -> None:
+    """A user's configuration that inherits from 2d_medsam is accepted; with other intensities it is refused."""
+    parent = plan.configurations["2d_medsam"]
+    child = parent.model_copy(update={"inherits_from": "2d_medsam"})
+    other = child.model_copy(update={"normalization": plan.normalization})
+    edited = plan.model_copy(update={"configurations": {**plan.configurations, "mine": child, "other": other}})
+    assert recipe(edited, "medsam", "mine") == recipe(plan, "medsam")
+    with pytest.raises(ConfigError, match="own intensities"):
+        recipe(edited, "medsam", "other")
+
+
 def test_a_rate_of_another_optimizer_is_not_taken(plan: Plan) -> None:
     """NnSAM's rate and decay were SGD's: the published recipe keeps the planned ones and says why."""
     planned, published = recipe(plan, "nnsam"), recipe(plan, "nnsam", published=True)

@@ -106,7 +106,16 @@ def test_mirror_axes_exclude_those_that_swap_structures() -> None:
 
 @pytest.mark.parametrize(
     ("channels", "context", "expected"),
-    [(1, 1, "neighbours"), (1, 0, "repeat"), (2, 0, "projection"), (3, 0, "direct"), (4, 0, "projection")],
+    [
+        (1, 1, "neighbours"),
+        (1, 2, "projection"),
+        (2, 1, "projection"),
+        (3, 1, "projection"),
+        (1, 0, "repeat"),
+        (2, 0, "projection"),
+        (3, 0, "direct"),
+        (4, 0, "projection"),
+    ],
 )
 def test_encoder_channels(channels: int, context: int, expected: str) -> None:
     """Every number of channels has its way to the encoder's three."""
@@ -124,7 +133,10 @@ def test_neighbours_need_one_channel_and_three_slices() -> None:
 def test_recommended_by_coherence(coherence: float, expected: str) -> None:
     """Neighbours are recommended where labels one slice apart agree with Dice above one half."""
     assert rules.recommended(coherence, 3.0, has_neighbours=True)[0] == expected
-    assert rules.recommended(coherence, 3.0, has_neighbours=False)[0] == "2d"
+    value, reason = rules.recommended(coherence, 3.0, has_neighbours=False)
+    assert value == "2d"
+    assert "only configuration" not in reason  # 3d is planned too
+    assert "3d is chosen with -c" in reason
 
 
 def test_rare_foreground_is_drawn_more_often() -> None:

@@ -94,3 +94,11 @@ def test_five_percent_of_the_dataset() -> None:
     """A hundred slices of one tile each allow five slices per step, and one is always allowed."""
     assert sizes.five_percent([(100, 50, 50)], 50) == 5
     assert sizes.five_percent([(1, 10, 10)], 50) == 1
+
+
+def test_upsampled_slices_buy_neither_tokens_nor_tiles() -> None:
+    """Twofold upsampled slices at the input they want are covered whole, as those of half the size are."""
+    for typical, resolution in ((200, 0.5), (100, 1.0)):
+        facts = plane(typical, resolution=resolution)
+        wanted = sizes.wanted_input(facts)[0]
+        assert (wanted, sizes.tile(facts, wanted, wanted=wanted)[0]) == (448, typical)

@@ -93,6 +93,26 @@ def test_the_ratio_of_spacings_is_the_rules(found: Mapping[Place, tuple[str, ...
     assert ["percentile" in reason for reason in reasons] == [True, False]
 
 
+def test_pictures_are_told_the_rules_ratio_too() -> None:
+    """However far 999 mm are from the threshold, the sentence names it and what is true beyond."""
+    flat = [facts.case(shape=(1, 300, 300), spacing=(999.0, 1.0, 1.0))] * 4
+    sentence = what_ifs(plan(flat), measured(flat))["target_spacing",][0]
+    assert sentence.endswith("(now 999.0): its median")
+    ratio = number(sentence, r"with axis Z ([\d.]+) times")
+    for factor, is_thick in ((1.03, True), (0.97, False)):
+        case = flat[0].model_copy(update={"spacing": (ratio * factor, 1.0, 1.0)})
+        assert ("percentile" in plan([case] * 4).target_spacing.reason) == is_thick
+
+
+def test_few_slices_are_told_how_many_another_rank_needs() -> None:
+    """Forty times as many are named rather than none."""
+    few = [facts.case(shape=(50, 240, 240), spacing=(5, 1, 1))] * 4
+    assert rank_at(100) == rank_at(3990) < rank_at(4000)
+    place = ("configurations", "2d", "recipes", "sam", "gpu", "encoder")
+    (sentence,) = [s for s in what_ifs(plan(few), measured(few))[place] if "labelled" in s]
+    assert abs(number(sentence, r"with (\d+) labelled slices \(now 100\)") - 4000) < 10
+
+
 def test_the_slice_axis_changes_at_the_spacing_that_is_named() -> None:
     """A hair above it slices are stacked along the other axis."""
     cubes = [facts.case(shape=(100, 100, 100), spacing=(1.2, 1, 1))] * 4

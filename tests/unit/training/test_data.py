@@ -18,7 +18,7 @@ from samunet.core.labels import IGNORE_INDEX
 from samunet.core.rng import seed_sample
 from samunet.preprocessing.store import CaseStore
 from samunet.training.data import EndlessSampler, SliceDataset, choose_slice, make_loader, slab_places
-from tests.samples import DATASET, make_plan, make_recipe, prepare
+from tests.samples import DATASET, LABELS, make_plan, make_recipe, prepare
 
 CASES = ["case_0", "case_1", "case_2"]
 
@@ -243,3 +243,27 @@ def test_another_seed_or_epoch_gives_other_samples(prepared):
 def test_the_sampler_counts_through_epochs():
     """Keys continue over the epoch boundary."""
     assert list(islice(EndlessSampler(3, start=2), 3)) == [(0, 2), (1, 0), (1, 1)]
+
+
+def test_tiles_of_a_scribbled_slice_hold_a_stroke(tmp_path: Path) -> None:
+    """Where most voxels are ignored, every tile that is smaller than its slice shows one that is not."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    plan = prepare(workspace, num_train=1)
+    store = workspace.store_folder(DATASET, plan.store_key("2d"))
+    scribbled = make_plan(labels={**LABELS, "ignore": 3})
+    recipe = resolve_recipe(scribbled.configuration("2d"), "none", "cpu")
+    recipe = replace(recipe, tile_vox=8, foreground_fraction=0.0)
+    slices = SliceDataset(store, ["case_0"], plan=scribbled, recipe=recipe, context=0, seed=1, augment=False)
+    read = slices._read
+
+    def strokes(case: str, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image, labels = read(case, places)
+        sparse = np.full_like(labels, 3)
+        sparse[:, 2, 3:6] = 0
+        sparse[:, 24, 20] = 1
+        return image, sparse
+
+    slices._read = strokes
+    shown = [slices[0, index][2] for index in range(40)]
+    assert all((target != IGNORE_INDEX).any() for target in shown)
+    assert sum(bool((target == 1).any()) for target in shown) in range(3, 25)

@@ -228,6 +228,11 @@ def test_running_out_of_memory_is_recognised():
     assert ran_out(refused.value)
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory"))
     assert ran_out(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."))
+    assert ran_out(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB). Tried to allocate 2 GB."))
+    assert ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert ran_out(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert ran_out(RuntimeError("CUDA error: out of memory"))
+    assert not ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
     assert not ran_out(RuntimeError("shapes do not match"))
     assert not ran_out(ValueError("DefaultCPUAllocator: not enough memory"))
 
