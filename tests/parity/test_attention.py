@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from samunet.models.peft.state import adapter_parameters, freeze_all_but
 from samunet.models.sam.attention import FoldedAttention, PositionTables, fold_attention
 from samunet.models.sam.encoder import VitEncoder
 from samunet.models.sam.windows import PaddedTinyAttention, PaddedVitAttention
-from tests.unit.models.model_helpers import images, perturb
+from tests.unit.models.model_helpers import images, perturb, upstream_vit
 from tests.unit.models.peft_helpers import (
     EVERY_METHOD,
     TINY,
@@ -118,20 +117,7 @@ def test_half_precision_is_as_close_as_upstreams() -> None:
 
 
 def _upstream(size: int) -> ImageEncoderViT:
-    encoder = ImageEncoderViT(
-        img_size=size,
-        patch_size=16,
-        embed_dim=VIT.embed_dim,
-        depth=VIT.depth,
-        num_heads=VIT.num_heads,
-        mlp_ratio=4,
-        out_chans=256,
-        qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=14,
-        global_attn_indexes=VIT.global_blocks,
-    )
+    encoder = upstream_vit(VIT, size)
     perturb(encoder)
     return encoder.double().eval()
 

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from segment_anything.modeling import ImageEncoderViT
-from torch import Tensor, nn
+from torch import Tensor
 
 from samunet.artifacts.model_spec import get_spec
 from samunet.models.peft.blocks import adapt_block
 from samunet.models.sam.encoder import VitEncoder, build_encoder
 from samunet.models.sam.windows import PaddedVitAttention
-
-
-def upstream(size: int) -> ImageEncoderViT:
-    """segment-anything's encoder in the shape of the small ViT."""
-    spec = get_spec("vit_xs")
-    return ImageEncoderViT(
-        img_size=size,
-        patch_size=16,
-        embed_dim=spec.embed_dim,
-        depth=spec.depth,
-        num_heads=spec.num_heads,
-        mlp_ratio=4,
-        out_chans=256,
-        qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=14,
-        global_attn_indexes=spec.global_blocks,
-    ).double()
+from tests.unit.models.model_helpers import upstream_vit
 
 
 def pair(size: int, *, adapted: bool) -> tuple[VitEncoder, ImageEncoderViT]:
@@ -42,7 +22,7 @@ def pair(size: int, *, adapted: bool) -> tuple[VitEncoder, ImageEncoderViT]:
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    reference = upstream(size)
+    reference = upstream_vit(get_spec("vit_xs"), size).double()
     reference.load_state_dict(encoder.state_dict(), strict=True)
     for index in range(len(encoder.blocks)) if adapted else ():
         adapt_block(encoder, index)

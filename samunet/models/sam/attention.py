@@ -20,6 +20,7 @@ from samunet.core.errors import ConfigError
 from samunet.models.sam import imports
 from samunet.models.sam.encoder import SamEncoder, VitEncoder
 from samunet.models.sam.positions import resize_relative
+from samunet.models.sam.sharing import share_weights
 
 # Fused kernels want head widths of whole 16-byte vectors of half-precision numbers.
 WIDTH_STEP = 8
@@ -73,14 +74,10 @@ class FoldedAttention(nn.Module):
 
     def __init__(self, attention: nn.Module, tables: PositionTables) -> None:
         super().__init__()
-        for name, parameter in attention.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, child in attention.named_children():
-            self.add_module(name, child)
+        share_weights(self, attention)
         self.num_heads = int(attention.num_heads)  # type: ignore[arg-type]
         self.scale = float(attention.scale)  # type: ignore[arg-type]
         self.tables = tables
-        self.training = attention.training
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) to the same shape."""

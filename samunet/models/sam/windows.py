@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from samunet.models.sam import imports
 from samunet.models.sam.positions import resize_relative
+from samunet.models.sam.sharing import share_weights
 
 
 class PaddedTinyAttention(nn.Module):
@@ -42,17 +43,11 @@ class PaddedTinyAttention(nn.Module):
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
-        for name, parameter in attention.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in attention.named_buffers(recurse=False):
-            self.register_buffer(name, buffer, persistent=False)
-        for name, child in attention.named_children():
-            self.add_module(name, child)
+        share_weights(self, attention)
         self.num_heads, self.resolution = int(attention.num_heads), attention.resolution
         self.key_dim, self.val_dim = int(attention.key_dim), int(attention.val_dim)
         self.map_size: tuple[int, int] | None = None
         self._places: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
-        self.training = attention.training
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows (B, N, D), zeros where the map of :attr:`map_size` ends, to the same shape."""
@@ -114,14 +109,10 @@ class PaddedVitAttention(nn.Module):
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
-        for name, parameter in attention.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, child in attention.named_children():
-            self.add_module(name, child)
+        share_weights(self, attention)
         self.num_heads = int(attention.num_heads)  # type: ignore[arg-type]
         self.scale = float(attention.scale)  # type: ignore[arg-type]
         self.map_size: tuple[int, int] | None = None
-        self.training = attention.training
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows (B, w, w, D), zeros where the map of :attr:`map_size` ends, to the same shape."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from samunet.artifacts.augmentation import Augmentation
@@ -117,3 +118,21 @@ def state_copy(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer, non-persistent ones too, copied."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def upstream_vit(spec: SamSpec, size: int) -> ImageEncoderViT:
+    """segment-anything's own encoder in the shape of a spec, with random weights."""
+    return ImageEncoderViT(
+        img_size=size,
+        patch_size=16,
+        embed_dim=spec.embed_dim,
+        depth=spec.depth,
+        num_heads=spec.num_heads,
+        mlp_ratio=4,
+        out_chans=256,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=14,
+        global_attn_indexes=spec.global_blocks,
+    )

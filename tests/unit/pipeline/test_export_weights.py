@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from segment_anything import sam_model_registry
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from samunet.artifacts.method import (
     Bottleneck,
@@ -20,13 +19,13 @@ from samunet.artifacts.method import (
     Method,
     PromptMethod,
 )
-from samunet.artifacts.model_spec import SAM_SIZE, SamSpec, get_spec
+from samunet.artifacts.model_spec import SAM_SIZE, get_spec
 from samunet.core.errors import ConfigError
 from samunet.models.merged import merge_for_sam
 from samunet.models.peft.state import adapter_parameters
 from samunet.models.segmentation import SegmentationModel
 from samunet.pipeline.export_weights import REGISTRY, how_to_load
-from tests.unit.models.model_helpers import base_file, build, images, recipe
+from tests.unit.models.model_helpers import base_file, build, images, recipe, upstream_vit
 
 LORA = EncoderMethod(train="adapters", adapters=(Lora(),))
 FACT = EncoderMethod(train="adapters", adapters=(Fact(rank=4),))
@@ -42,23 +41,6 @@ def trained(tmp_path: Path, method: Method, *, backbone: str = "vit_xs", size: i
     return model.eval()
 
 
-def plain_encoder(spec: SamSpec, size: int) -> ImageEncoderViT:
-    return ImageEncoderViT(
-        img_size=size,
-        patch_size=16,
-        embed_dim=spec.embed_dim,
-        depth=spec.depth,
-        num_heads=spec.num_heads,
-        mlp_ratio=4,
-        out_chans=256,
-        qkv_bias=True,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=14,
-        global_attn_indexes=spec.global_blocks,
-    )
-
-
 @pytest.mark.parametrize("encoder", [LORA, FACT, EncoderMethod(train="full")], ids=["lora", "fact", "full"])
 def test_an_encoder_loads_strictly_and_computes_the_same(tmp_path: Path, encoder: EncoderMethod) -> None:
     """Merged adapters vanish into the weights; the model itself is left as it is."""
@@ -67,7 +49,7 @@ def test_an_encoder_loads_strictly_and_computes_the_same(tmp_path: Path, encoder
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     merged = merge_for_sam(model, chosen)
     assert merged.scope == "encoder"
-    plain = plain_encoder(get_spec("vit_xs"), 112).eval()
+    plain = upstream_vit(get_spec("vit_xs"), 112).eval()
     plain.load_state_dict(dict(merged.tensors), strict=True)
     with torch.no_grad():
         wanted = model.network.image_encoder(images(2))
@@ -86,7 +68,7 @@ def test_a_prompted_model_of_sams_size_is_a_whole_sam(tmp_path: Path) -> None:
     prompts = PromptEncoder(
         embed_dim=256, image_embedding_size=(64, 64), input_image_size=(SAM_SIZE, SAM_SIZE), mask_in_chans=16
     )
-    sam = Sam(plain_encoder(get_spec("vit_xs"), SAM_SIZE), prompts, decoder)
+    sam = Sam(upstream_vit(get_spec("vit_xs"), SAM_SIZE), prompts, decoder)
     sam.load_state_dict(dict(merged.tensors), strict=True)
 
 
