@@ -74,6 +74,8 @@ def plan(data: Path, workspace: Path, minutes: float, configurations: Sequence[s
 def run_cells(cells: Sequence[Cell], table: str, workspace: Path, *, fold: str = "0") -> dict[str, Any]:
     """Run the cells that are missing from a table, in order; a cell that fails is written down as such.
 
+    A cell whose very run stands in another table is taken from there.
+
     Args:
         cells: The cells.
         table: Name of the results file.
@@ -85,7 +87,7 @@ def run_cells(cells: Sequence[Cell], table: str, workspace: Path, *, fold: str =
     for cell in cells:
         if cell.name in results and "failed" not in results[cell.name]:
             continue
-        outcome = run_cell(cell, workspace, fold=fold)
+        outcome = same_run(cell, fold) or run_cell(cell, workspace, fold=fold)
         results = read_json(file) if file.is_file() else {}
         results[cell.name] = outcome
         write_json(file, dict(sorted(results.items())))
@@ -111,7 +113,24 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
     run = read_run(found[0].parent)
     groups = load_raw_dataset(cell.data).groups or {}
     own = {case: groups[case] for case in run["case_dice"] if case in groups}
-    return {**dict(cell.facts), **run, **used, **({"groups": own} if own else {})}
+    return {**dict(cell.facts), **run, **used, **identity(cell, fold), **({"groups": own} if own else {})}
+
+
+def identity(cell: Cell, fold: str) -> dict[str, Any]:
+    """What makes two cells the same run: dataset, fold, minutes and words, with files by name."""
+    words = [re.sub(r"/\S*/", "", word) for word in cell.words]
+    run = {"dataset": cell.data.name, "fold": cell.fold or fold, "minutes": cell.minutes, "words": words}
+    return run | {"own_plans": cell.preprocessed.name if cell.preprocessed else None}
+
+
+def same_run(cell: Cell, fold: str) -> dict[str, Any] | None:
+    """The result of the same run in another table, under the facts of this one."""
+    wanted = identity(cell, fold)
+    for file in sorted(RESULTS.glob("*.json")):
+        for name, row in read_json(file).items():
+            if isinstance(row, dict) and {key: row.get(key) for key in wanted} == wanted and "failed" not in row:
+                return {**row, **dict(cell.facts), "taken_from": f"{file.stem}: {name}"}
+    return None
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def measure(backbone: str, size: int, repetitions: int) -> dict[str, Any]:
     """Milliseconds of a step in both forms."""
     encoders = {}
     for form in FORMS:
-        plain = patch("samunet.models.sam.encoder.spare_padding", lambda block: None)
+        plain = patch("samunet.models.sam.encoder.spare_padding", lambda _: None)
         with plain if form == "upstream" else nullcontext():
             encoders[form] = build_encoder(get_spec(backbone), image_size=size)
     images = torch.randn(SLICES, 3, size, size)
