@@ -1,10 +1,10 @@
-"""Memory of the fingerprint: flat over the number of cases, and what one large case takes.
+"""Memory of the fingerprint: flat over the number of cases, and what large cases take.
 
     python -m benchmarks.fingerprint_memory
 
 Measures generated phantoms, each with intensities of its own (50 to 500 of them: the smaller sets are hard links to
-the first of the largest), and one of 400 x 512 x 512 voxels with nine structures, each set in a process of its own. The
-peak is that of the process's resident memory (VmHWM, Linux), libraries included. Intensities are whole numbers, as
+the first of the largest), and of 400 x 512 x 512 voxels one case with nine small structures and one with a single
+structure of 38 % of the volume, each set in a process of its own. The peak is that of the process's resident memory (VmHWM, Linux), libraries included. Intensities are whole numbers, as
 scanners store them; the same cases with all values different show the pool of distinct values grow to its bound.
 """
 
@@ -39,7 +39,7 @@ TABLE = "fingerprint_memory"
 SETS = (50, 100, 200, 500)
 KINDS = ("whole numbers", "all different")
 SMALL, LARGE = (10, 48, 48), (400, 512, 512)
-NUM_STRUCTURES = 9
+LARGE_STRUCTURES = {"large": 9, "large_foreground": 1}
 
 
 def main() -> None:
@@ -70,9 +70,10 @@ def run(folder: Path, sets: Sequence[int], *, with_large: bool) -> dict[str, Any
             linked = link_cases(largest, folder / kind / f"Dataset{number:03d}_Some", number)
             found["cases"][kind][str(number)] = in_own_process(linked)
             print(f"{number} cases, {kind}: {found['cases'][kind][str(number)]}", flush=True)
-    if with_large:
-        large = write_cases(folder / "Dataset512_Large", 1, LARGE, structures=NUM_STRUCTURES, whole=True)
-        found["large"] = {"shape": list(LARGE), "structures": NUM_STRUCTURES, **in_own_process(large)}
+    for number, (name, structures) in enumerate(LARGE_STRUCTURES.items() if with_large else ()):
+        large = write_cases(folder / f"Dataset{512 + number}_Large", 1, LARGE, structures=structures, whole=True)
+        found[name] = {"shape": list(LARGE), "structures": structures, **in_own_process(large)}
+        print(f"{name}: {found[name]}", flush=True)
     provenance = {name: value for name, value in describe().items() if name not in ("command", "started")}
     return found | {"small_shape": list(SMALL), "provenance": provenance}
 
@@ -158,9 +159,8 @@ def table(results: dict[str, Any]) -> str:
     for kind, sets in results["cases"].items():
         for number, found in sorted(sets.items(), key=lambda item: int(item[0])):
             lines.append(row([number, small, kind, found["cpu_seconds"], f"{found['peak_rss_gib']:.3f}"]))
-    if "large" in results:
-        large = results["large"]
-        shape = " x ".join(map(str, large["shape"]))
+    for large in (results[name] for name in LARGE_STRUCTURES if name in results):
+        shape = f"{' x '.join(map(str, large['shape']))}, structures: {large['structures']}"
         lines.append(row([1, shape, KINDS[0], large["cpu_seconds"], f"{large['peak_rss_gib']:.3f}"]))
     return "\n".join(lines)
 

@@ -126,7 +126,9 @@ def prepare(data: Path, options: argparse.Namespace, environment: dict[str, str]
     if not (folder / "nnUNetPlans.json").is_file():
         words = [options.nnunet_python.parent / "nnUNetv2_plan_and_preprocess", "-d", number]
         words += ["-c", "2d", "3d_fullres", "-np", "2"]
-        subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
+        # Planning sets its threads from this variable, and none is not allowed there.
+        planning = environment | {"nnUNet_n_proc_DA": "1"}
+        subprocess.run(words, env=planning, check=True, stdout=subprocess.DEVNULL)
     dataset = load_raw_dataset(data)
     names = [case.name for case in dataset.training]
     own = Workspace(raw=data.parent, preprocessed=options.workspace / "samunet", results=options.workspace)
