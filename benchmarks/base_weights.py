@@ -5,8 +5,8 @@
 Adapting a frozen random encoder shows nothing, and SAM's own weights are not needed to compare methods. On generated
 images (`benchmarks.shapes`) the encoder learns to hold what a thrown-away layer needs to draw objects, edges and the
 image; then the prompt encoder and the mask decoder learn from boxes, clicks and corrections, as SAM did on photographs.
-The result is written in the layout of a SAM checkpoint, which `--weights sam:FILE` reads. It says nothing about real
-SAM weights.
+The result is written in the layout of a SAM checkpoint, which `--weights sam:FILE` reads, and what it is to
+benchmarks/results/base_weights.json. It says nothing about real SAM weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.cells import RESULTS
 from benchmarks.shapes import random_image
 from benchmarks.synthetic_weights import SIDE, Image, optimise, random_view, train_encoder
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
 from samunet.artifacts.plan import IntensityMap
-from samunet.core.files import atomic_path, sha256_file, write_json
+from samunet.core.files import atomic_path, read_json, sha256_file, write_json
 from samunet.inference.encode import map_intensities
 from samunet.inference.simulation import clicks, error_click, jittered_box, largest_object, tight_box
 from samunet.models.decoders.promptable import PromptBatch, predict_prompted
@@ -56,20 +57,20 @@ def main() -> None:
     scores = {kind: held_out_iou(network, held_out, box=kind == "box") for kind in ("box", "click")}
     floors = {"filling the box": filled_box_iou(held_out), "the whole image": whole_image_iou(held_out)}
     save(network, options.output)
-    write_json(
-        options.output.with_suffix(".json"),
-        {
-            "backbone": options.backbone,
-            "minutes": options.minutes,
-            "steps": steps,
-            "seed": options.seed,
-            "last_loss": loss,
-            "held_out_iou": scores,
-            "floor_iou": floors,
-            "sha256": sha256_file(options.output),
-            "provenance": describe(),
-        },
-    )
+    facts = {
+        "backbone": options.backbone,
+        "minutes": options.minutes,
+        "steps": steps,
+        "seed": options.seed,
+        "last_loss": loss,
+        "held_out_iou": scores,
+        "floor_iou": floors,
+        "sha256": sha256_file(options.output),
+        "provenance": {name: value for name, value in describe().items() if name not in ("command", "started")},
+    }
+    write_json(options.output.with_suffix(".json"), facts)
+    table = RESULTS / "base_weights.json"
+    write_json(table, {**(read_json(table) if table.is_file() else {}), options.backbone: facts})
     print(f"{options.output}: {steps} steps, held-out IoU {scores}, without any model {floors}")
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from samunet.artifacts.checkpoint import read_manifest
 from samunet.artifacts.method import summarise
-from samunet.core.files import read_json, write_json
+from samunet.core.files import read_json, sha256_file, write_json
 from samunet.datasets.raw import load_raw_dataset
 from samunet.evaluation.aggregate import bootstrap_weights, group_labels, resampled_means
 from samunet.pipeline.provenance import describe
@@ -34,6 +34,7 @@ THREADS = 1
 PLANNED_THREADS = 2
 POINTS = 100
 RESAMPLES = 10_000
+WEIGHTS_ENDINGS = (".pth", ".safetensors")
 Dice = dict[str, float]
 
 
@@ -117,10 +118,12 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
 
 
 def identity(cell: Cell, fold: str) -> dict[str, Any]:
-    """What makes two cells the same run: dataset, fold, minutes and words, with files by name."""
+    """What makes two cells the same run: dataset, fold, minutes, weights and words, with files by name."""
+    weights = [word.partition(":")[2] for word in cell.words if ":" in word and word.endswith(WEIGHTS_ENDINGS)]
     words = [re.sub(r"/\S*/", "", word) for word in cell.words]
     run = {"dataset": cell.data.name, "fold": cell.fold or fold, "minutes": cell.minutes, "words": words}
-    return run | {"own_plans": cell.preprocessed.name if cell.preprocessed else None}
+    base = sha256_file(Path(weights[0])) if weights else None
+    return run | {"own_plans": cell.preprocessed.name if cell.preprocessed else None, "base_sha256": base}
 
 
 def same_run(cell: Cell, fold: str) -> dict[str, Any] | None:
@@ -160,6 +163,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "images_per_second": round(manifest.steps * recipe.batch_size / max(60 * manifest.minutes, 1e-9), 2),
         "loss": rows[-1]["loss"] if rows else None,
         "seed": manifest.seed,
+        "base_sha256": manifest.base.sha256,
         "provenance": {k: v for k, v in describe().items() if k not in ("command", "started")},
     }
 

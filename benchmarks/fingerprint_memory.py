@@ -4,8 +4,9 @@
 
 Measures generated phantoms, each with intensities of its own (50 to 500 of them: the smaller sets are hard links to
 the first of the largest), and of 400 x 512 x 512 voxels one case with nine small structures and one with a single
-structure of 38 % of the volume, each set in a process of its own. The peak is that of the process's resident memory (VmHWM, Linux), libraries included. Intensities are whole numbers, as
-scanners store them; the same cases with all values different show the pool of distinct values grow to its bound.
+structure of 38 % of the volume, each set in a process of its own. The peak is that of the process's resident memory
+(VmHWM, Linux), libraries included. Intensities are whole numbers, as scanners store them; the same cases with all
+values different show the pool of distinct values grow to its bound.
 """
 
 from __future__ import annotations

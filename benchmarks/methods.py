@@ -6,8 +6,8 @@
 
 The bases are trained on generated phantoms, as adapting a frozen random encoder would show nothing; what pretrained
 SAM weights would give is not shown. Methods that are prompted are scored with prompts made from the reference (oracle),
-so their rows do not compare with the others. Med-SA's other conditionings are rows of `benchmarks.ablations`. Rows
-whose result exists are skipped; `--table` only prints.
+so their rows do not compare with the others. One row per backbone starts from random weights. Med-SA's other
+conditionings are rows of `benchmarks.ablations`. Rows whose result exists are skipped; `--table` only prints.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ AUTOMATIC = (
     "peft_dora",
     "peft_rslora",
 )
+RANDOM = "auto from random weights"
 PROMPTED = ("sam_zero_shot", "medsam", "medsam_points", "med_sa", "med_sa_2d")
 
 
@@ -65,6 +66,9 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     """One per preset and backbone, and the plan's own method on slabs."""
     made = []
     for backbone in BACKBONES:
+        facts = {"preset": RANDOM, "oracle_prompts": False}
+        words = ("--weights", "none", "--backbone", backbone)
+        made.append(Cell(f"{RANDOM} {backbone}", options.data, options.minutes, words, facts))
         for preset in (*AUTOMATIC, *PROMPTED):
             if options.only and preset not in options.only:
                 continue

@@ -48,7 +48,7 @@ def train(trainer, options: argparse.Namespace) -> tuple[int, float, float]:  # 
     """As nnU-Net's run_training, until the minutes are over."""
     trainer.on_train_start()
     clock = time.process_time if options.cpu_clock else time.monotonic
-    began, steps, losses = clock(), 0, [float("nan")]
+    began, steps, losses = clock(), 0, list[float]()
     trainer.network.train()
     while (progress := (clock() - began) / (60 * options.minutes)) < 1:
         for group in trainer.optimizer.param_groups:

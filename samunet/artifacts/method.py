@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from samunet.core.config import Schema
 from samunet.core.errors import ConfigError
 
-Blocks = tuple[int, ...] | None
+
+def _some(blocks: tuple[int, ...]) -> tuple[int, ...]:
+    if not blocks:
+        raise ValueError("an empty list names no block: name some, or leave blocks out (null) for all")
+    return blocks
 
 
-class _Choice(Schema):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Blocks = Annotated[tuple[int, ...], AfterValidator(_some)] | None
 
 
-class Lora(_Choice):
+class Lora(Schema):
     """Low-rank updates of linear layers in the encoder's blocks.
 
     Args:
@@ -65,7 +68,7 @@ class Lora(_Choice):
         return self.ranks
 
 
-class Bottleneck(_Choice):
+class Bottleneck(Schema):
     """Small networks after the attention (in sequence) and beside the MLP (in parallel).
 
     Args:
@@ -86,7 +89,7 @@ class Bottleneck(_Choice):
     blocks: Blocks = None
 
 
-class Fact(_Choice):
+class Fact(Schema):
     """Low-rank updates of q and v whose outer factors all blocks share (tensor-train form).
 
     Args:
@@ -105,7 +108,7 @@ class Fact(_Choice):
     blocks: Blocks = None
 
 
-class HighFrequency(_Choice):
+class HighFrequency(Schema):
     """Tokens made of the image's high frequencies and its patch embedding, added before every block.
 
     Args:
@@ -124,7 +127,7 @@ class HighFrequency(_Choice):
     inputs: Literal["shared", "previous"] = "shared"
 
 
-class PeftLibrary(_Choice):
+class PeftLibrary(Schema):
     """A variant of LoRA from the peft library, on whole linear layers.
 
     Args:
@@ -146,7 +149,7 @@ class PeftLibrary(_Choice):
 Adapter = Annotated[Lora | Bottleneck | Fact | HighFrequency | PeftLibrary, Field(discriminator="kind")]
 
 
-class EncoderMethod(_Choice):
+class EncoderMethod(Schema):
     """What of the image encoder trains.
 
     Args:
@@ -158,13 +161,13 @@ class EncoderMethod(_Choice):
     adapters: tuple[Adapter, ...] = ()
 
 
-class NoDepth(_Choice):
+class NoDepth(Schema):
     """Slices do not see each other, beyond neighbours in the channels."""
 
     kind: Literal["none"] = "none"
 
 
-class DepthAttention(_Choice):
+class DepthAttention(Schema):
     """Attention over the slices of a slab at every position, with the block's own attention weights.
 
     Args:
@@ -181,7 +184,7 @@ class DepthAttention(_Choice):
     blocks: Blocks = None
 
 
-class DepthConvolution(_Choice):
+class DepthConvolution(Schema):
     """Convolutions over three neighbouring slices inside bottlenecks before the attention and before the MLP.
 
     Args:
@@ -203,7 +206,7 @@ class DepthConvolution(_Choice):
 Depth = Annotated[NoDepth | DepthAttention | DepthConvolution, Field(discriminator="kind")]
 
 
-class DecoderMethod(_Choice):
+class DecoderMethod(Schema):
     """What of the mask decoder trains. Heads (tokens, their networks, the upsampler) train unless nothing does.
 
     Args:
@@ -229,7 +232,7 @@ class DecoderMethod(_Choice):
     path_convolutions: int = Field(default=1, ge=1, le=4)
 
 
-class PromptMethod(_Choice):
+class PromptMethod(Schema):
     """Which prompts are simulated in training; with "none" the model segments all classes by itself.
 
     Args:
@@ -245,7 +248,7 @@ class PromptMethod(_Choice):
     corrections: int = Field(default=0, ge=0)
 
 
-class Fusion(_Choice):
+class Fusion(Schema):
     """What makes masks of the encoder's embedding.
 
     Args:
@@ -259,7 +262,7 @@ class Fusion(_Choice):
     width: int = Field(default=32, ge=4)
 
 
-class Method(_Choice):
+class Method(Schema):
     """One way of adapting SAM.
 
     Args:
@@ -336,16 +339,12 @@ def _adapter_words(adapter: Any) -> str:
 
 def faults_of(method: Method) -> list[str]:
     """What does not go together whatever the backbone and weights, each with what to change."""
-    encoder, decoder, prompts = method.encoder, method.decoder, method.prompts
-    has_depth = method.depth.kind != "none"
+    encoder, decoder, unet = method.encoder, method.decoder, method.fusion.kind == "unet"
+    frozen, has_depth = encoder.train == "frozen", method.depth.kind != "none"
     kinds = [a.kind for a in encoder.adapters]
     faults = {
-        "a frozen encoder has no adapters: set encoder.train to adapters, or remove encoder.adapters": (
-            encoder.train == "frozen" and bool(kinds)
-        ),
-        "a depth mechanism is trained inside the encoder: set encoder.train to adapters or full": (
-            encoder.train == "frozen" and has_depth
-        ),
+        "a frozen encoder has no adapters: set encoder.train to adapters, or remove them": frozen and bool(kinds),
+        "a depth mechanism is trained inside the encoder: set encoder.train to adapters or full": frozen and has_depth,
         "encoder.train is adapters but there are none: add to encoder.adapters or choose a depth mechanism": (
             encoder.train == "adapters" and not kinds and not has_depth
         ),
@@ -353,29 +352,49 @@ def faults_of(method: Method) -> list[str]:
         "lora, fact and peft all rewrite the attention's layers: keep one of them in encoder.adapters": (
             len({"lora", "fact", "peft"} & set(kinds)) > 1
         ),
-        "decoder.conditioning needs prompts to depend on: set prompts.kind, or conditioning to none": (
-            decoder.conditioning != "none" and not method.promptable
-        ),
-        "decoder.conditioning is a property of decoder adapters: set decoder.train to adapters": (
-            decoder.conditioning != "none" and decoder.train != "adapters"
-        ),
         "a finer upsampler has no place for SAM's tokens, which prompts need: set decoder.upsampler to sam": (
             decoder.upsampler != "sam" and method.promptable
         ),
         "a decoder that does not train can only be prompted: set prompts.kind, or decoder.train to heads": (
-            decoder.train == "none" and not method.promptable and method.fusion.kind == "sam"
+            decoder.train == "none" and not method.promptable and not unet
         ),
-        "a U-Net takes no prompts: set prompts.kind to none, or fusion.kind to sam": (
-            method.fusion.kind == "unet" and method.promptable
-        ),
+        "a U-Net takes no prompts: set prompts.kind to none, or fusion.kind to sam": unet and method.promptable,
         "a U-Net stands in for the mask decoder: set decoder to {train: none}, or fusion.kind to sam": (
-            method.fusion.kind == "unet" and decoder != DecoderMethod(train="none")
-        ),
-        "corrections add clicks: set prompts.kind to points or mixed": (
-            prompts.kind == "box" and prompts.corrections > 0
+            unet and decoder != DecoderMethod(train="none")
         ),
     }
-    return [text for text, wrong in faults.items() if wrong]
+    return [text for text, wrong in faults.items() if wrong] + _unread(method)
+
+
+def _unread(method: Method) -> list[str]:
+    """Values that are not the default although nothing reads them, each with what to change."""
+    decoder, prompts, fusion = method.decoder, method.prompts, method.fusion
+    sided, bottlenecks = decoder.upsampler == "side_path", decoder.train == "adapters"
+    boxes, clicks = prompts.kind in ("box", "mixed"), prompts.kind in ("points", "mixed")
+    simulated, path = ("box_shift", "clicks", "corrections"), ("path_width", "path_convolutions")
+    rows: list[tuple[bool, str, Any, tuple[str, ...], str]] = [
+        (decoder.train == "lora", "decoder", decoder, ("rank",), "by low-rank updates only: set decoder.train to lora"),
+        (bottlenecks, "decoder", decoder, ("ratio", "conditioning"), "by adapters only: set decoder.train to adapters"),
+        (method.promptable, "decoder", decoder, ("conditioning",), "with prompts only: set prompts.kind"),
+        (sided, "decoder", decoder, path, "by the side path only: set decoder.upsampler to side_path"),
+        (boxes, "prompts", prompts, ("box_shift",), "for boxes only: set prompts.kind to box or mixed"),
+        (clicks, "prompts", prompts, ("clicks", "corrections"), "for clicks only: set prompts.kind to points or mixed"),
+        (method.trains_anything, "prompts", prompts, simulated, "in training only: set decoder.train to full"),
+        (fusion.kind == "unet", "fusion", fusion, ("width",), "by the U-Net only: set fusion.kind to unet"),
+    ]
+    for index, part in enumerate(method.encoder.adapters):
+        place = f"encoder.adapters.{index}"
+        if part.kind == "bottleneck":
+            rows.append(("mlp" in part.sites, place, part, ("mlp_scale",), f"at mlp only: add it to {place}.sites"))
+        if part.kind == "high_frequency":
+            shared = f"with shared inputs only: set {place}.inputs to shared"
+            rows.append((part.inputs == "shared", place, part, ("positions",), shared))
+    return [
+        f"{place}.{name} is read {how}, or leave it at {type(part).model_fields[name].default}"
+        for is_read, place, part, names, how in rows
+        for name in names
+        if not is_read and getattr(part, name) != type(part).model_fields[name].default
+    ]
 
 
 def faults_with_weights(method: Method, weights_kind: str, *, has_decoder: bool = True) -> list[str]:

@@ -174,7 +174,7 @@ def _run(options: argparse.Namespace) -> int:
         reporter.info(f"trained on all cases, so none is left to validate on: {result.folder}")
         return 0
     show_report(result.report, reporter)
-    reporter.info(f"validation of fold {options.fold}: {result.folder / 'validation'}")
+    reporter.info(f"validation of fold {options.fold}: {result.validation}")
     return 0 if result.report.complete else 1
 
 

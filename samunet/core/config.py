@@ -57,14 +57,15 @@ def save_schema(artifact: Schema, path: Path) -> None:
 
 def _describe(cls: type[BaseModel], fault: Any) -> str:
     place = ".".join(str(part) for part in fault["loc"])
+    head = f"{place}: " if place else ""
     if fault["type"] == "value_error":
-        return f"{place}: {fault['ctx']['error']}"
+        return f"{head}{fault['ctx']['error']}"
     if fault["type"] != "extra_forbidden":
-        return f"{place}: {fault['msg']} (found {_short(fault.get('input'))})"
+        return f"{head}{fault['msg']} (found {_short(fault.get('input'))})"
     unknown = str(fault["loc"][-1])
     nearest = difflib.get_close_matches(unknown, _keys_below(cls), n=1, cutoff=0.5)
     hint = f", did you mean '{nearest[0]}'?" if nearest else ""
-    return f"{place}: unknown key '{unknown}'{hint}"
+    return f"{head}unknown key '{unknown}'{hint}"
 
 
 def _keys_below(cls: type[BaseModel]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from samunet.models.build import needs_base, restore_model
 from samunet.models.device import place
 from samunet.models.segmentation import SegmentationModel
 from samunet.models.weights import WeightsFile, recorded_weights
+
+_OF_SUBSET = re.compile(r"-(n\d+(s\d+)?|c[0-9a-f]{6})$")
+"""How the label of a run on a subset of the cases ends."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,12 @@ def num_input_channels(plan: Plan, configuration: Configuration) -> int:
 def load_members(model_folder: Path, folds: list[str], *, checkpoint: str, device: str) -> list[Member]:
     """Load the folds of one model folder.
 
+    Folds of one folder are one model: the same input, backbone and method. Two things in LoRA may differ, because they
+    are decided fold by fold: its rank in runs on a subset of the cases, by the subset's labelled slices, and how the
+    rank is spread over the blocks between folds that start from different weights, by which of these were probed.
+
     Raises:
-        CheckpointError: If the folds were trained with recipes or plans that cannot be averaged.
+        CheckpointError: If the folds were trained on input that cannot be averaged, or with different methods.
     """
     paths = [model_folder / f"fold_{fold}" / f"checkpoint_{checkpoint}{ENDING}" for fold in folds]
     members = [load_member(path, device=device) for path in paths]
@@ -117,30 +125,67 @@ def load_members(model_folder: Path, folds: list[str], *, checkpoint: str, devic
 
 
 def _check_alike(members: list[Member], folder: Path) -> None:
-    def essence(member: Member) -> dict[str, object]:
-        name, recipe = member.manifest.configuration, member.manifest.resolved_recipe
-        configuration = member.plan.configuration(name)
-        return {
-            "configuration": name,
-            "input size": recipe.input_size,
-            "tile": recipe.tile_vox,
-            "intensity map": recipe.intensity_map,
-            "preprocessing": member.plan.store_key(name),
-            "context": configuration.context_slices.value,
-            "channels": configuration.channels.value,
-            "mirror axes": member.plan.mirror_axes.value,
-            "order of labels": tuple(member.plan.labels),
-        }
-
-    first = essence(members[0])
+    first = members[0]
     for member in members[1:]:
-        other = essence(member)
-        differing = [key for key in first if first[key] != other[key]]
-        if differing:
-            raise CheckpointError(
-                "the folds were trained on different input and cannot be averaged",
-                file=folder,
-                expected=", ".join(f"{key} {first[key]}" for key in differing),
-                found=f"fold {member.manifest.fold}: " + ", ".join(f"{key} {other[key]}" for key in differing),
-                todo="name the folds that belong together with -f, or train the others again",
-            )
+        _compare(_input_of(first), _input_of(member), "on different input and cannot be averaged", member, folder)
+        free = _decided_by_fold(first.manifest, member.manifest)
+        problem = "with different methods and are not one model"
+        _compare(_method_of(first, free), _method_of(member, free), problem, member, folder)
+
+
+def _compare(first: dict[str, Any], other: dict[str, Any], problem: str, member: Member, folder: Path) -> None:
+    """Refuse a fold that differs from the first one.
+
+    Raises:
+        CheckpointError: With the values that differ.
+    """
+    differing = [key for key in first if key in other and first[key] != other[key]]
+    if differing:
+        raise CheckpointError(
+            f"the folds were trained {problem}",
+            file=folder,
+            expected=", ".join(f"{key} {first[key]}" for key in differing),
+            found=f"fold {member.manifest.fold}: " + ", ".join(f"{key} {other[key]}" for key in differing),
+            todo="name the folds that belong together with -f, or train the others again",
+        )
+
+
+def _input_of(member: Member) -> dict[str, Any]:
+    name, recipe = member.manifest.configuration, member.manifest.resolved_recipe
+    configuration = member.plan.configuration(name)
+    return {
+        "configuration": name,
+        "input size": recipe.input_size,
+        "tile": recipe.tile_vox,
+        "intensity map": recipe.intensity_map,
+        "preprocessing": member.plan.store_key(name),
+        "context": configuration.context_slices.value,
+        "channels": configuration.channels.value,
+        "mirror axes": member.plan.mirror_axes.value,
+        "order of labels": tuple(member.plan.labels),
+    }
+
+
+def _decided_by_fold(first: Manifest, other: Manifest) -> set[str]:
+    """What of LoRA may differ between two folds."""
+    free = {"rank"} if _OF_SUBSET.search(first.preset) else set()
+    return free | ({"ranks"} if first.base.sha256 != other.base.sha256 else set())
+
+
+def _method_of(member: Member, free: set[str]) -> dict[str, Any]:
+    """Backbone and method by dotted path, without what of LoRA is free."""
+    recipe = member.manifest.resolved_recipe
+    adapters = recipe.method.encoder.adapters
+    values = _values(recipe.method.model_dump(mode="json"))
+    values |= {"backbone": recipe.backbone, "encoder.adapters": [adapter.kind for adapter in adapters]}
+    left_out = {f"encoder.adapters.{i}.{name}" for i, a in enumerate(adapters) if a.kind == "lora" for name in free}
+    return {path: value for path, value in values.items() if path not in left_out}
+
+
+def _values(content: Any, *place: str) -> dict[str, Any]:
+    """Dotted path to value."""
+    if isinstance(content, list) and any(isinstance(entry, dict) for entry in content):
+        content = {f"{index}": entry for index, entry in enumerate(content)}
+    if not isinstance(content, dict):
+        return {".".join(place): content}
+    return {path: value for key, below in content.items() for path, value in _values(below, *place, key).items()}

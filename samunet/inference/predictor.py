@@ -19,7 +19,7 @@ from samunet.core.volume import Volume
 from samunet.inference.agreement import ViewAgreement
 from samunet.inference.loading import Member, choose_folds, load_members
 from samunet.inference.prompt_geometry import place_prompts
-from samunet.inference.prompted import PromptedOptions, PromptedPredictor
+from samunet.inference.prompted import UNPROMPTED, PromptedOptions, PromptedPredictor
 from samunet.inference.restore import Allocate, Restored, restore
 from samunet.inference.signs import MaskSums
 from samunet.inference.sliding import SlidingOptions, SlidingPredictor
@@ -197,7 +197,9 @@ class Predictor:
         )
         logits = PromptedPredictor(self._models, self.recipe, options).slices(case.data, objects, labels)
         sums = MaskSums(labels) if with_signs else None
-        return restore(logits, case.record, labels, with_probabilities=with_probabilities, sums=sums)
+        return restore(
+            logits, case.record, labels, with_probabilities=with_probabilities, sums=sums, absent=UNPROMPTED
+        )
 
     def predict_prompted(
         self,

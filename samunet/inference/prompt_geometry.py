@@ -58,15 +58,38 @@ def store_positions(points: ArrayLike, *, space: str, geometry: Geometry, record
     Returns:
         (N, 3) continuous (slice, row, column); outside the store where the file's position is outside the crop.
     """
+    return to_store(canonical_positions(points, space=space, geometry=geometry, record=record), record)
+
+
+def canonical_positions(
+    points: ArrayLike, *, space: str, geometry: Geometry, record: CaseRecord
+) -> NDArray[np.float64]:
+    """Positions (N, 3) in a file to its canonical axes (slice, row, column); arguments as above."""
     given = np.asarray(points, np.float64).reshape(-1, 3)
     file_zyx = geometry.to_voxel(given) if space == WORLD else given[:, ::-1]
     canonical = np.empty_like(file_zyx)
     for axis, (source, flipped) in enumerate(zip(record.permutation, record.flips, strict=True)):
         along = file_zyx[:, source]
         canonical[:, axis] = record.file_shape[source] - 1 - along if flipped else along
+    return canonical
+
+
+def to_store(canonical: NDArray[np.float64], record: CaseRecord) -> NDArray[np.float64]:
+    """Positions (N, 3) on canonical axes to the store grid."""
     scale = np.array(record.store_shape) / np.array(record.crop_shape)
     result: NDArray[np.float64] = (canonical - np.array(record.crop_start) + 0.5) * scale - 0.5
     return result
+
+
+def marked_slice(along: float, record: CaseRecord) -> int:
+    """The store's slice on which a mark is asked, from its canonical position across the slices.
+
+    A mark lies in one slice of the file; it is asked on the store's slice from which that one is restored.
+    """
+    start, stop = record.crop_start[0], record.crop_stop[0]
+    middle = min(max(math.floor(along + 0.5), start), stop - 1)
+    (position,) = to_store(np.array([[middle, 0, 0]], np.float64), record)[:, 0]
+    return int(np.clip(np.floor(position + 0.5), 0, record.store_shape[0] - 1))
 
 
 def place_prompts(
@@ -138,25 +161,26 @@ def _place_points(
     if not prompt.marks:
         return {}
     given = [point for point, _ in prompt.marks]
-    positions = store_positions(given, space=prompt.space, geometry=geometry, record=record)
+    canonical = canonical_positions(given, space=prompt.space, geometry=geometry, record=record)
     shape = np.array(record.store_shape)
     found: dict[int, list[tuple[tuple[float, float], bool]]] = {}
-    for position, (point, sign) in zip(positions, prompt.marks, strict=True):
+    placed = zip(canonical[:, 0], to_store(canonical, record), prompt.marks, strict=True)
+    for along, position, (point, sign) in placed:
         if (position < -0.5 - SLACK_VOX).any() or (position > shape - 0.5 + SLACK_VOX).any():
             raise _outside("a point", point, record, prompt.space)
-        index = int(np.clip(np.floor(position[0] + 0.5), 0, shape[0] - 1))
-        found.setdefault(index, []).append(((float(position[1]), float(position[2])), sign))
+        found.setdefault(marked_slice(along, record), []).append(((float(position[1]), float(position[2])), sign))
     return found
 
 
 def _place_box(prompt: Prompt, geometry: Geometry, record: CaseRecord) -> tuple[Box | None, range, bool]:
     """The box within a slice, the store's slices it spans, and whether it has a thickness across them.
 
-    It spans the slices whose centres it holds, or else the one nearest to its middle.
+    It spans the slices whose centres it holds, or else the one on which its middle is asked.
     """
     if prompt.corners is None:
         return None, range(0), False
-    corners = store_positions(prompt.corners, space=prompt.space, geometry=geometry, record=record)
+    canonical = canonical_positions(prompt.corners, space=prompt.space, geometry=geometry, record=record)
+    corners = to_store(canonical, record)
     low, high = corners.min(0), corners.max(0)
     shape = np.array(record.store_shape)
     if (high[1:] - low[1:] < SLACK_VOX).any():
@@ -170,13 +194,14 @@ def _place_box(prompt: Prompt, geometry: Geometry, record: CaseRecord) -> tuple[
     thick = bool(high[0] - low[0] >= SLACK_VOX)
     rows_columns = np.clip([low[1:], high[1:]], -0.5, shape[1:] - 0.5).ravel()
     box = (float(rows_columns[0]), float(rows_columns[1]), float(rows_columns[2]), float(rows_columns[3]))
-    return box, _span(float(low[0]), float(high[0]), record.store_shape[0]), thick
+    middle = marked_slice(float(canonical[:, 0].mean()), record)
+    return box, _span(float(low[0]), float(high[0]), record.store_shape[0], middle), thick
 
 
-def _span(low: float, high: float, num_slices: int) -> range:
+def _span(low: float, high: float, num_slices: int, middle: int) -> range:
     first, last = math.ceil(low - SLACK_VOX), math.floor(high + SLACK_VOX)
-    if first > last:
-        first = last = math.floor((low + high) / 2 + 0.5)
+    if first > last or high - low < SLACK_VOX:
+        first = last = middle
     return range(min(max(first, 0), num_slices - 1), max(min(last, num_slices - 1), 0) + 1)
 
 

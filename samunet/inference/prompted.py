@@ -147,8 +147,8 @@ class PromptedPredictor:
             labels: What the maps mean.
 
         Yields:
-            (slice index, (T, H, W)): per structure the largest logit of its objects, UNPROMPTED where there is none;
-            background is 0, so that the largest positive logit wins.
+            (slice index, (T, H, W)): per structure the largest logit of its objects, NEGLIGIBLE at least, and
+            UNPROMPTED all over slices on which it has none; background is 0, so that the largest positive logit wins.
         """
         embeddings = _Embeddings(self._models, self._recipe, self._options, data)
         patches: dict[int, list[_Patch]] = defaultdict(list)
@@ -160,7 +160,10 @@ class PromptedPredictor:
             maps = torch.full((labels.num_tokens, *data.shape[2:]), UNPROMPTED)
             if not labels.has_regions:
                 maps[0] = 0
-            for patch in patches.pop(index, ()):
+            found = patches.pop(index, ())
+            for token in {patch.token for patch in found}:
+                maps[token] = NEGLIGIBLE
+            for patch in found:
                 place = maps[patch.token, patch.rows, patch.columns]
                 torch.maximum(place, torch.from_numpy(patch.logits).float(), out=place)
             yield index, maps
@@ -334,12 +337,12 @@ def prompt_batch(
 
 
 def choose_token(quality: Tensor, prompts: PromptBatch, method: Method) -> Tensor:
-    """The mask token that answers: 0, or for one click alone to a decoder that was not trained, the best of the others.
+    """The mask token that answers: 0, or for one click alone to SAM as it is, the best of the others.
 
     Args:
         quality: (B, T) estimated IoU.
         prompts: What was asked.
-        method: Whether the decoder was trained.
+        method: Whether anything was trained: then a loss reached token 0 alone.
 
     Returns:
         (B,) token indices.
@@ -348,7 +351,7 @@ def choose_token(quality: Tensor, prompts: PromptBatch, method: Method) -> Tenso
     """
     one_click = prompts.points is not None and prompts.points.shape[1] == 1
     alone = one_click and prompts.boxes is None and prompts.masks is None
-    if method.decoder.train == "none" and alone and quality.shape[1] > 1:
+    if not method.trains_anything and alone and quality.shape[1] > 1:
         return quality[:, 1:].argmax(1) + 1
     return quality.new_zeros(len(quality), dtype=torch.long)
 

@@ -20,6 +20,8 @@ from samunet.artifacts.store import CaseRecord
 from samunet.core.labels import LabelSpec
 from samunet.inference.signs import MaskSums
 
+TIE, ABSENT_SLACK = 0.5, 1e-3
+
 SliceLogits = tuple[int, Tensor]
 Allocate = Callable[[tuple[int, ...]], NDArray[np.float16]]
 
@@ -39,12 +41,16 @@ class Restored:
     signs: Mapping[str, StructureSigns] | None = None
 
 
-def crop_slices(logits: Iterable[SliceLogits], record: CaseRecord) -> Iterator[SliceLogits]:
+def crop_slices(
+    logits: Iterable[SliceLogits], record: CaseRecord, *, absent: float | None = None
+) -> Iterator[SliceLogits]:
     """Resample a stream of store slices to the slices of the cropped grid.
 
     Args:
         logits: (index, (T, H, W)) in order of the store's slices.
         record: Store and crop shapes of the case.
+        absent: What stands all over a slice on which a structure was not asked. It is no logit to average with: beside
+            it, the nearer slice counts alone, and of two that are equally near the second, on which a mark is asked.
 
     Yields:
         (index, (T, h, w)) in order of the cropped grid's slices: bilinear in plane, linear along depth (half-voxel
@@ -60,11 +66,21 @@ def crop_slices(logits: Iterable[SliceLogits], record: CaseRecord) -> Iterator[S
         window[index] = _in_plane(maps, record.crop_shape[1:])
         while done < depth_out and above[done] <= index:
             weight = float(positions[done] - below[done])
-            lower = window[int(below[done])]
-            yield done, lower if weight == 0 else torch.lerp(lower, window[int(above[done])], weight)
+            lower, upper = window[int(below[done])], window[int(above[done])]
+            yield done, lower if weight == 0 else _between(lower, upper, weight, absent)
             done += 1
         keep = below[done] if done < depth_out else depth_in
         window = {kept: value for kept, value in window.items() if kept >= keep}
+
+
+def _between(lower: Tensor, upper: Tensor, weight: float, absent: float | None) -> Tensor:
+    """Linear between two slices for the structures that were asked on both or on none."""
+    mixed = torch.lerp(lower, upper, weight)
+    if absent is None:
+        return mixed
+    asked = [maps.flatten(1).amax(1) > absent + ABSENT_SLACK for maps in (lower, upper)]
+    nearer = lower if weight < TIE else upper
+    return torch.where((asked[0] != asked[1])[:, None, None], nearer, mixed)
 
 
 def _in_plane(maps: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -81,6 +97,7 @@ def restore(
     with_probabilities: bool = False,
     allocate: Allocate | None = None,
     sums: MaskSums | None = None,
+    absent: float | None = None,
 ) -> Restored:
     """Undo preprocessing: resample, decide, paste into the uncropped grid, invert the axis operation.
 
@@ -91,6 +108,7 @@ def restore(
         with_probabilities: Also return softmax (or sigmoid) maps on the file's grid.
         allocate: Gives the array of zeros that they are written to; in memory by default.
         sums: Told the probabilities and labels of every slice.
+        absent: What stands on slices on which a structure was not asked, as for :func:`crop_slices`.
 
     Returns:
         Labels (and probabilities) in the file's axes (Z, Y, X). Outside the crop everything is background.
@@ -104,7 +122,7 @@ def restore(
         if not labels.has_regions:
             probabilities[0] = 1
     _, rows, columns = (slice(a, b) for a, b in zip(record.crop_start, record.crop_stop, strict=True))
-    for index, maps in crop_slices(logits, record):
+    for index, maps in crop_slices(logits, record, absent=absent):
         place = record.crop_start[0] + index
         painted[place, rows, columns] = labels.decide(maps.cpu().numpy())
         if probabilities is None and sums is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.artifacts.method import Method
+from samunet.artifacts.model_spec import STOCK_TOKENS
 from samunet.models.decoders.adapters import decoder_parameters_to_train
 from samunet.models.decoders.promptable import PromptBatch, predict_prompted
 from samunet.models.decoders.semantic import estimate_all_tokens, predict_all_tokens
@@ -24,6 +25,7 @@ ENCODER = f"{NETWORK}image_encoder."
 DECODER = f"{NETWORK}mask_decoder."
 PROMPT_ENCODER = f"{NETWORK}prompt_encoder."
 ESTIMATOR = f"{DECODER}iou_prediction_head."
+OTHER_MASKS = tuple(f"output_hypernetworks_mlps.{index}." for index in range(1, STOCK_TOKENS))
 NO_DECAY_NAMES = (
     "pos_embed",
     "rel_pos_",
@@ -141,29 +143,33 @@ class SegmentationModel(nn.Module):
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """The parameters that train, as "decay" and "no_decay".
 
-        Norms, biases, tokens and all kinds of position embeddings are not decayed.
+        Norms, biases, tokens and all kinds of position embeddings are not decayed; nor, in a promptable model, are the
+        networks of the tokens that no loss reaches, so that they stay SAM's.
         """
         groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+        kept = (*NO_DECAY_NAMES, *(OTHER_MASKS if self.method.promptable else ()))
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                undecayed = parameter.ndim <= 1 or any(part in name for part in NO_DECAY_NAMES)
+                undecayed = parameter.ndim <= 1 or any(part in name for part in kept)
                 groups["no_decay" if undecayed else "decay"].append(parameter)
         return groups
 
     def count_parameters(self) -> dict[str, int]:
         """Trained parameters of the encoder, the decoder (with the U-Net) and the rest, and their sum.
 
-        As published, those that only estimate the quality of masks made without prompts do not count.
+        Those that only estimate the quality of masks made without prompts are no part of a method and of its sum; they
+        stand apart, as "estimator".
         """
         counts = {"encoder": 0, "decoder": 0, "other": 0}
-        apart = {id(parameter) for parameter in self.estimator_parameters()}
+        estimator = self.estimator_parameters()
+        apart = {id(parameter) for parameter in estimator}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad and id(parameter) not in apart:
                 decoder = name.startswith((DECODER, "unet."))
                 counts["encoder" if name.startswith(ENCODER) else "decoder" if decoder else "other"] += (
                     parameter.numel()
                 )
-        return counts | {"total": sum(counts.values())}
+        return counts | {"total": sum(counts.values()), "estimator": sum(p.numel() for p in estimator)}
 
     def unused_parameters(self) -> set[str]:
         """Names of the parameters that no mask depends on."""

@@ -26,8 +26,8 @@ from samunet.models.device import device_class
 from samunet.models.weights import AUTO as AUTO_WEIGHTS
 from samunet.models.weights import pretrained_weights, supplies_decoder, weights_kind
 from samunet.pipeline.subsets import SubsetRequest, subset_tag
-from samunet.planners.method_recipes import automatic_recipe, changed_recipe, preset_recipe, with_changes
-from samunet.planners.presets import AUTO, get_preset
+from samunet.planners.method_recipes import automatic_recipe, changed_recipe, preset_recipe, rank_changes, with_changes
+from samunet.planners.presets import AUTO, SLAB_CONFIGURATION, Preset, get_preset, without_depth
 
 PLAIN_CONFIGURATION = "2d"
 
@@ -70,11 +70,19 @@ def default_configuration(request: MethodRequest, plan: Plan) -> str:
             f"preset {preset.name} needs configuration {needed}, which is not planned for this dataset",
             expected=needed,
             found=", ".join(plan.configurations),
-            todo="plan again; volumes of fewer than three slices have no slabs",
+            todo=_instead_of_slabs(preset) if needed == SLAB_CONFIGURATION else "plan again",
         )
     # where nothing trains, neighbours as channels would be colours to SAM
     plain = plan.configuration(recommended).slab_depth.value > 1 or not preset.method.trains_anything
     return needed or (PLAIN_CONFIGURATION if plain else recommended)
+
+
+def _instead_of_slabs(preset: Preset) -> str:
+    """What helps where no slabs are planned because volumes have too few slices."""
+    plain = without_depth(preset)
+    other = "" if plain is None else f", or --preset {plain.name}, which has none"
+    alone = f"-c {PLAIN_CONFIGURATION} (its depth path then sees one slice){other}"
+    return f"{alone}; slabs are only planned where volumes have three slices"
 
 
 def chosen_kind(request: MethodRequest) -> WeightsKind:
@@ -101,11 +109,21 @@ def chosen_weights(request: MethodRequest) -> str:
 
 
 def run_label(request: MethodRequest) -> str:
-    """What tells runs apart in the results folder: the preset, what was changed, and the subset of cases."""
+    """What tells runs apart in the results folder: the preset, what was changed, and the subset of cases.
+
+    The rank counts as the changes of the preset that it stands for. Those of the plan's own method only the plan knows:
+    there it counts by its own name.
+    """
     label = request.preset
     if request.backbone is not None:
         label += f"-{request.backbone}"
-    changed = {**request.changes, **({"published": True} if request.published else {})}
+    changed = dict(request.changes)
+    if request.rank is not None and request.preset == AUTO:
+        changed["rank"] = request.rank
+    elif request.rank is not None:
+        changed |= rank_changes(with_changes(get_preset(request.preset).method, request.changes), request.rank)
+    if request.published:
+        changed["published"] = True
     subset = subset_tag(request)
     return "-".join([label, *([sha256_json(changed)[:6]] if changed else []), *([subset] if subset else [])])
 

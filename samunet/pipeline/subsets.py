@@ -112,12 +112,13 @@ def recipe_for_subset(
     workspace: Workspace,
     *,
     published: bool,
+    keep_rank: bool,
     reporter: Reporter | None,
 ) -> ResolvedRecipe:
     """The recipe with what depends on the number of cases decided for the subset; tells what changed and why."""
     fingerprint = load_schema(Fingerprint, workspace.fingerprint_file(plan.dataset))
     whole, part = labelled(plan, fingerprint), labelled(plan, fingerprint, subset.cases)
-    changed, reasons = subset_recipe(recipe, whole, part, published=published)
+    changed, reasons = subset_recipe(recipe, whole, part, published=published, keep_rank=keep_rank)
     if reporter is not None:
         reporter.info(_announcement(subset))
         for name, reason in reasons.items():

@@ -62,10 +62,17 @@ MAX_PLOTTED_CASES = 5
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where a run's files are and how it did on the fold's validation cases (None for fold all)."""
+    """Where a run's files are and how it did on the fold's validation cases.
+
+    Args:
+        folder: Of the fold.
+        report: Scores of the validation cases; None for fold all.
+        validation: Folder of the masks and scores; its name says where the masks were prompted from the reference.
+    """
 
     folder: Path
     report: EvaluationReport | None
+    validation: Path | None
 
 
 def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter) -> TrainingResult:
@@ -96,7 +103,7 @@ def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter)
         identity = with_probed_ranks(identity, workspace, reporter)
         inputs = read_inputs(request, identity, folder, workspace)
         _train(identity, inputs, folder, device, request, reporter, replaced=existing)
-    return TrainingResult(folder, _validate(inputs, folder, device, request, reporter))
+    return TrainingResult(folder, *_validate(inputs, folder, device, request, reporter))
 
 
 def _existing_files(folder: Path, *, overwrite: bool) -> list[Path]:
@@ -249,7 +256,7 @@ def _samples(
         reason = why_not(recipe, configuration, slices.records)
         if reason is not None:
             raise refuse(reason)
-        cache = EmbeddingCache(workspace_folder, embedding_facts(identity, inputs.store))
+        cache = EmbeddingCache(workspace_folder, embedding_facts(identity, inputs.store), slices.records)
         cache.fill(slices, model, device=device, reporter=reporter)
         objective = EmbeddingObjective(recipe, has_regions=plan.label_spec.has_regions, device=device)
         return _Samples(EmbeddedSlices(slices, cache), objective)
@@ -260,7 +267,7 @@ def _samples(
 
 
 def embedding_facts(identity: RunIdentity, store: Path) -> dict[str, Any]:
-    """All that an embedding depends on."""
+    """All that an embedding depends on beside its case."""
     recipe, configuration = identity.recipe, identity.plan.configuration(identity.configuration)
     return {
         "weights": identity.base.model_dump(mode="json", exclude={"file"}),
@@ -305,12 +312,12 @@ def _announce(identity: RunIdentity, inputs: RunInputs, device: str, reporter: R
 
 def _validate(
     inputs: RunInputs, folder: Path, device: str, request: TrainingRequest, reporter: Reporter
-) -> EvaluationReport | None:
+) -> tuple[EvaluationReport, Path] | tuple[None, None]:
     """Predict the fold's validation cases from their raw files, exactly as samunet_predict does, and score them."""
     trained, channels = inputs.cases.trained, inputs.dataset.description.channels
     if not inputs.cases.validation:
         write_calibration(folder, inputs.store, trained, channels, reporter=reporter)
-        return None
+        return None, None
     predictor = Predictor.from_folder(
         folder.parent, folds=[request.fold], checkpoint="final", device=device, mirror=request.mirror
     )
@@ -348,4 +355,4 @@ def _validate(
         labels_seen=inputs.cases.labels_seen,
         reporter=reporter,
     )
-    return report
+    return report, output

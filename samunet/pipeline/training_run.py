@@ -270,7 +270,8 @@ def resolve(
     if subset_tag(request):
         _, subset = _fold(request, plan, load_raw_dataset(workspace.raw_folder(request.dataset)), workspace)
         assert subset is not None
-        recipe = recipe_for_subset(recipe, subset, plan, workspace, published=request.published, reporter=reporter)
+        asked = {"published": request.published, "keep_rank": request.rank is not None}
+        recipe = recipe_for_subset(recipe, subset, plan, workspace, **asked, reporter=reporter)
     changes: dict[str, Any] = {"precision": usable_precision(recipe, device)}
     if not request.augment:
         changes["augmentation"] = recipe.augmentation.model_copy(update={"enabled": False})
@@ -318,8 +319,6 @@ def refuse_changes(request: TrainingRequest, *, length_may_change: bool) -> None
         "--iterations": request.iterations,
         "--lr": request.learning_rate,
         "--batch-size": request.batch_size,
-        "--rank": request.rank,
-        "--recipe": request.published or None,
         "--no-augmentation": None if request.augment else True,
         "--patience": request.patience,
         "--seed": request.seed,

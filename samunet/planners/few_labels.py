@@ -68,7 +68,7 @@ def labelled(plan: Plan, fingerprint: Fingerprint, cases: Sequence[str] | None =
 
 
 def subset_recipe(
-    recipe: ResolvedRecipe, whole: Labelled, part: Labelled, *, published: bool = False
+    recipe: ResolvedRecipe, whole: Labelled, part: Labelled, *, published: bool = False, keep_rank: bool = False
 ) -> tuple[ResolvedRecipe, dict[str, str]]:
     """A recipe for a part of the cases it was planned for.
 
@@ -78,6 +78,7 @@ def subset_recipe(
         part: What is labelled of the subset.
         published: Whether a publication's schedule is followed: then an epoch is still a pass over the slices, and
             nothing else changes.
+        keep_rank: Whether the rank was asked for.
 
     Returns:
         The recipe, and the reason of each field that may have changed.
@@ -87,7 +88,7 @@ def subset_recipe(
         reason = f"a pass over {part.num_foreground_slices} labelled slices, as published"
         return replace(recipe, iterations=iterations), {"iterations": reason}
     batch, batch_reason = subset_batch(recipe, part)
-    method, rank_reason = subset_rank(recipe.method, whole, part)
+    method, rank_reason = (recipe.method, "as asked for") if keep_rank else subset_rank(recipe.method, whole, part)
     rate, rate_reason = _rate(recipe, method, batch)
     fraction, fraction_reason = _fraction(recipe, whole, part)
     changed = replace(

@@ -27,7 +27,7 @@ def with_changes(method: Method, changes: Mapping[str, Any], rank: int | None = 
         method: The method.
         changes: Dotted paths, numbers counting list entries, as "encoder.adapters.0.rank", to JSON values. A rank that
             is given holds in all blocks; another kind of depth or adapter starts from that kind's defaults.
-        rank: Of every low-rank adapter of the encoder, in all blocks.
+        rank: Of every low-rank adapter, those of the decoder included, in all blocks.
 
     Raises:
         ConfigError: If a path does not exist or the result is not valid.
@@ -51,15 +51,35 @@ def with_changes(method: Method, changes: Mapping[str, Any], rank: int | None = 
         if last == "rank" and f"{'.'.join(parents)}.ranks" not in changes and "ranks" in place:
             place["ranks"] = None
         place[final] = value
-    changed = parse_schema(Method, content)
-    return changed if rank is None else with_changes(changed, _ranks(changed, rank))
+    try:
+        changed = parse_schema(Method, content)
+    except ConfigError as error:
+        error.todo = "give other values with --set"
+        raise
+    return changed if rank is None else with_changes(changed, rank_changes(changed, rank))
 
 
-def _ranks(method: Method, rank: int) -> dict[str, Any]:
-    ranked = [index for index, adapter in enumerate(method.encoder.adapters) if hasattr(adapter, "rank")]
-    if not ranked:
+def rank_changes(method: Method, rank: int) -> dict[str, Any]:
+    """The changes that one rank for all low-rank adapters stands for, those of the decoder included.
+
+    Args:
+        method: The method.
+        rank: The rank.
+
+    Raises:
+        UsageError: If there are no low-rank adapters.
+    """
+    changes: dict[str, Any] = {}
+    for index, adapter in enumerate(method.encoder.adapters):
+        if hasattr(adapter, "rank"):
+            changes[f"encoder.adapters.{index}.rank"] = rank
+        if getattr(adapter, "ranks", None) is not None:
+            changes[f"encoder.adapters.{index}.ranks"] = None
+    if method.decoder.train == "lora":
+        changes["decoder.rank"] = rank
+    if not changes:
         raise UsageError("--rank has no effect here: this method has no low-rank adapters", found=summarise(method))
-    return {f"encoder.adapters.{index}.rank": rank for index in ranked}
+    return changes
 
 
 def automatic_recipe(

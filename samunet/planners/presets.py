@@ -21,6 +21,7 @@ from samunet.artifacts.method import (
     HighFrequency,
     Lora,
     Method,
+    NoDepth,
     PeftLibrary,
     PromptMethod,
 )
@@ -169,7 +170,7 @@ def _med_sa() -> list[Preset]:
             weights="sam",
             method=Method(
                 encoder=encoder,
-                depth=DepthAttention(ratio=1 / 16, activation="relu") if depth else {"kind": "none"},
+                depth=DepthAttention(ratio=1 / 16, activation="relu") if depth else NoDepth(),
                 decoder=DecoderMethod(train="adapters", conditioning=conditioning),
                 prompts=PromptMethod(kind="mixed", corrections=1),
             ),
@@ -275,6 +276,12 @@ _SINGLES = (
 )
 
 PRESETS: Mapping[str, Preset] = {p.name: p for p in (*_SINGLES, *_med_sa(), *_finetune_sam())}
+
+
+def without_depth(preset: Preset) -> Preset | None:
+    """The preset that is the same method without its depth mechanism, if there is one."""
+    plain = preset.method.model_copy(update={"depth": NoDepth()})
+    return next((p for p in PRESETS.values() if p.method == plain and p.backbone == preset.backbone), None)
 
 
 def get_preset(name: str) -> Preset:

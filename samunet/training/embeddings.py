@@ -29,6 +29,8 @@ from samunet.models.segmentation import SegmentationModel
 from samunet.training.data import Sample, SampleKey, SliceDataset
 from samunet.training.objective import Batch, SemanticObjective
 
+SHOWN_HASH = 16
+
 
 def why_not(recipe: ResolvedRecipe, configuration: Configuration, records: Mapping[str, CaseRecord]) -> str | None:
     """Why the embeddings of a run cannot be cached; None if they can."""
@@ -47,19 +49,21 @@ def why_not(recipe: ResolvedRecipe, configuration: Configuration, records: Mappi
 
 
 class EmbeddingCache:
-    """A folder of embeddings, one file per case.
+    """A folder of embeddings, one file per case, named by the hash of the case's files.
 
     Args:
-        folder: Below it a folder is made whose name depends on all that embeddings depend on.
+        folder: Below it a folder is made whose name depends on all that embeddings depend on but the cases.
         identity: Those facts, as JSON values.
+        records: Of every case.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], records: Mapping[str, CaseRecord]) -> None:
         self.folder = folder / f"embeddings_{sha256_json(dict(identity))[:10]}"
+        self._records = records
         self._open: dict[str, NDArray[np.float16]] = {}
 
     def fill(self, slices: SliceDataset, model: SegmentationModel, *, device: str, reporter: Reporter) -> None:
-        """Compute what is missing; a file appears only when its case is complete.
+        """Compute what is missing or was made of other files; a file appears only when its case is complete.
 
         Args:
             slices: Training slices, not augmented.
@@ -67,11 +71,13 @@ class EmbeddingCache:
             device: Where it is.
             reporter: Shows progress.
         """
-        missing = [name for name in slices.records if not self._file(name).is_file()]
+        missing = [name for name in self._records if not self._file(name).is_file()]
         was_training = model.training
         model.eval()
         for name in reporter.track(missing, total=len(missing), what="embeddings"):
-            every = range(slices.records[name].store_shape[0])
+            for old in self._file(name).parent.glob("*.npy"):
+                old.unlink()
+            every = range(self._records[name].store_shape[0])
             embedded = np.concatenate([self._encode(slices, model, name, index, device) for index in every])
             with atomic_path(self._file(name)) as temporary, temporary.open("wb") as stream:
                 np.save(stream, embedded)
@@ -84,7 +90,7 @@ class EmbeddingCache:
         return np.array(self._open[case][index])
 
     def _file(self, case: str) -> Path:
-        return self.folder / f"{case}.npy"
+        return self.folder / case / f"{self._records[case].source_sha256[:SHOWN_HASH] or 'array'}.npy"
 
     @torch.inference_mode()
     def _encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,16 @@ import torch
 
 from samunet.artifacts.method import EncoderMethod
 from samunet.artifacts.model_spec import get_spec
-from samunet.artifacts.plan import IntensityMap
+from samunet.artifacts.plan import IntensityMap, load_plan
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import UsageError
 from samunet.core.log import SilentReporter
+from samunet.imageio import read_volume, write_image
 from samunet.models.sam.network import build_network
 from samunet.pipeline.train import train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.training.checkpointing import checkpoint_file
-from tests.samples import DATASET, lora_encoder, make_plan, make_recipe, prepare
+from tests.samples import DATASET, install, lora_encoder, make_plan, make_recipe, prepare
 
 
 def request(workspace: Workspace, encoder: EncoderMethod, **options: object) -> TrainingRequest:
@@ -42,12 +44,34 @@ def test_cached_embeddings_train_the_same_decoder(tmp_path: Path) -> None:
         asked = request(workspace, EncoderMethod(train="frozen"), augment=False, cache_embeddings=cached)
         result = train(asked, workspace, reporter=SilentReporter())
         states.append(read_checkpoint(checkpoint_file(result.folder, "final")).tensors)
-        caches = list(workspace.preprocessed_folder(DATASET).glob("embeddings_*/*.npy"))
+        caches = list(workspace.preprocessed_folder(DATASET).glob("embeddings_*/*/*.npy"))
         assert bool(caches) == cached
     plain, cached_state = states
     assert set(plain) == set(cached_state)
     for name, tensor in plain.items():
         torch.testing.assert_close(cached_state[name], tensor, rtol=0, atol=2e-3, msg=name)
+
+
+def test_embeddings_of_a_changed_image_are_made_anew(tmp_path: Path) -> None:
+    """After one case's image was replaced and preprocessed again, its embeddings alone are computed again."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    asked = request(workspace, EncoderMethod(train="frozen"), augment=False, cache_embeddings=True, overwrite=True)
+
+    def trained() -> dict[str, tuple[Path, int]]:
+        train(asked, workspace, reporter=SilentReporter())
+        files = workspace.preprocessed_folder(DATASET).glob("embeddings_*/*/*.npy")
+        return {file.parent.name: (file, file.stat().st_mtime_ns) for file in files}
+
+    first = trained()
+    changed = sorted(first)[0]
+    image = workspace.raw / DATASET / "imagesTr" / f"{changed}_0000.nii.gz"
+    volume = read_volume([image])
+    write_image(image, replace(volume, data=volume.data[:, ::-1].copy()))
+    install(workspace, load_plan(workspace.plan_file(DATASET)), workspace.raw / DATASET)
+    second = trained()
+    assert second.keys() == first.keys()
+    assert {name for name in first if second[name] != first[name]} == {changed}
+    assert not first[changed][0].exists()
 
 
 @pytest.mark.parametrize(

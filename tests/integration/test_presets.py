@@ -1,8 +1,11 @@
-"""Every preset: two steps of training, then one volume predicted by a fresh model."""
+"""Every preset: two steps of training, which move what trains and nothing else, then one volume predicted afresh."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +16,10 @@ from samunet.artifacts.prompts import Prompt
 from samunet.artifacts.workspace import Workspace
 from samunet.core.log import SilentReporter
 from samunet.inference.predictor import Predictor
+from samunet.models.build import BuiltModel, build_model
 from samunet.models.sam.network import build_network
+from samunet.models.segmentation import SegmentationModel
+from samunet.pipeline import train as training
 from samunet.pipeline.plan import plan_and_preprocess
 from samunet.pipeline.train import train
 from samunet.pipeline.training_run import TrainingRequest
@@ -69,10 +75,30 @@ def test_methods_published_on_vit_work_on_tiny_vit(prepared: Workspace, tmp_path
     train_and_predict(prepared, tmp_path, name, backbone="vit_t_xs")
 
 
-@pytest.mark.parametrize("name", ["sam_decoder", "samed", "medsam", "finetune_sam_vit_t_both_adapter", "med_sa"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sam_decoder",
+        "sam_zero_shot",
+        "medsam",
+        "sam_adapter",
+        "samed",
+        "samed_s",
+        "finetune_sam_vit_t_both_adapter",
+        "med_sa",
+        "ma_sam",
+        "nnsam",
+    ],
+)
 def test_methods_work_on_the_whole_tiny_vit(prepared: Workspace, tmp_path: Path, name: str) -> None:
     """MobileSAM's own encoder, not a smaller one."""
     train_and_predict(prepared, tmp_path, name, backbone="vit_t")
+
+
+@pytest.mark.parametrize("name", ["ma_sam", "med_sa"])
+def test_depth_methods_work_on_single_slices(prepared: Workspace, tmp_path: Path, name: str) -> None:
+    """In the 2d configuration a depth path sees slabs of one slice."""
+    assert train_and_predict(prepared, tmp_path, name, configuration="2d").recipe.slab_depth == 1
 
 
 @pytest.mark.parametrize("backbone", ["vit_xs", "vit_t_xs"])
@@ -103,15 +129,26 @@ def test_slabs_shorter_and_longer_than_the_volume(prepared: Workspace, tmp_path:
         assert predictor.predict(volume).labels.shape == (number, 30, 26)
 
 
-def train_and_predict(prepared: Workspace, tmp_path: Path, name: str, *, backbone: str | None = None) -> None:
+def train_and_predict(
+    prepared: Workspace, tmp_path: Path, name: str, *, backbone: str | None = None, **options: object
+) -> Predictor:
     """Train two steps, read the checkpoint back, predict a volume with it."""
-    asked, workspace = request(prepared, name, tmp_path, backbone=backbone)
-    result = train(asked, workspace, reporter=SilentReporter())
+    asked, workspace = request(prepared, name, tmp_path, backbone=backbone, **options)
+    started: list[SegmentationModel] = []
+
+    def build_and_keep(*args: Any, **values: Any) -> BuiltModel:
+        built = build_model(*args, **values)
+        started.append(copy.deepcopy(built.model))
+        return built
+
+    with mock.patch.object(training, "build_model", build_and_keep):
+        result = train(asked, workspace, reporter=SilentReporter())
     assert result.report is not None
     assert result.report.complete
     predictor = Predictor.from_folder(result.folder.parent, device="cpu", mirror=False)
     method = PRESETS[name].method
     assert predictor.recipe.method == method
+    check_what_moved(started[0], predictor._models[0])
     volume, reference = make_case(50)
     if method.promptable:
         z, y, x = (int(values.mean()) for values in np.nonzero(reference == 1))
@@ -121,6 +158,19 @@ def train_and_predict(prepared: Workspace, tmp_path: Path, name: str, *, backbon
         labels = predictor.predict(volume).labels
     assert labels.shape == reference.shape
     assert set(np.unique(labels)) <= {0, 1, 2}
+    return predictor
+
+
+def check_what_moved(start: SegmentationModel, end: SegmentationModel) -> None:
+    """Every part of which something trains has moved, and nothing that is frozen, batch norm included."""
+    after = end.state_dict()
+    moved = {key for key, tensor in start.state_dict().items() if not torch.equal(tensor, after[key])}
+    trained = {key for key, parameter in start.named_parameters() if parameter.requires_grad}
+    full = start.method.encoder.train == "full"
+    allowed = trained | {key for key, _ in start.named_buffers() if (full and ".bn." in key) or key.startswith("unet.")}
+    assert moved <= allowed
+    parts = {key: ".".join(key.split(".")[:2]) for key in trained}
+    assert {parts[key] for key in moved & trained} == set(parts.values())
 
 
 @pytest.mark.parametrize("name", ["peft_dora", "peft_rslora"])

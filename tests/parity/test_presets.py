@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
-from samunet.artifacts.plan import ResolvedRecipe
+from samunet.artifacts.plan import LossWeights, ResolvedRecipe
 from samunet.models.build import build_model, restore_model
 from samunet.models.decoders.promptable import PromptBatch
 from samunet.models.sam.network import SamNetwork, build_network
@@ -24,6 +24,7 @@ BACKBONES = ("vit_xs", "vit_t_xs")
 TESTED = [name for name in PRESETS if not name.startswith(("peft_", "finetune_sam_vit_h", "finetune_sam_vit_t"))]
 PADDED, EXACT = 112, 224
 NUM_TOKENS, DEPTH = 3, 3
+QUALITY_HEAD, QUALITY_HEAD_PER_TOKEN = 131_584, 257
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,13 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], tup
     return found
 
 
-def built(name: str, backbone: str, size: int, file: WeightsFile) -> tuple[SegmentationModel, ResolvedRecipe]:
+def built(
+    name: str, backbone: str, size: int, file: WeightsFile, **changes: object
+) -> tuple[SegmentationModel, ResolvedRecipe]:
     method = PRESETS[name].method
     depth = DEPTH if method.depth.kind != "none" else 1
-    chosen = recipe(backbone=backbone, method=method, weights_kind="sam", input_size=size, slab_depth=depth)
+    values = {"backbone": backbone, "weights_kind": "sam", "input_size": size, "slab_depth": depth, **changes}
+    chosen = recipe(method=method, **values)
     model = build_model(chosen, weights=file, seed=3, **INPUT).model
     return model.eval(), chosen
 
@@ -92,9 +96,12 @@ def test_a_preset_starts_as_plain_sam(bases: dict, name: str, backbone: str, siz
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", TESTED)
 def test_trained_parameters_are_those_of_the_formula(bases: dict, name: str, backbone: str) -> None:
-    """What trains is what the planner counts: all that is new or named, nothing else; no random part is frozen."""
+    """What trains is what the planner counts: all that is new or named, nothing else; no random part is frozen.
+
+    The head that estimates IoU, which planned recipes train, stands apart.
+    """
     file, plain = bases[backbone, PADDED]
-    model, chosen = built(name, backbone, PADDED, file)
+    model, chosen = built(name, backbone, PADDED, file, loss=LossWeights(estimated_iou=1.0))
     method, counts = chosen.method, model.count_parameters()
     encoder = encoder_adapter_parameters(method, get_spec(backbone), slab_depth=chosen.slab_depth)
     if method.encoder.train == "full":
@@ -103,6 +110,11 @@ def test_trained_parameters_are_those_of_the_formula(bases: dict, name: str, bac
     if method.fusion.kind == "sam":
         tokens = STOCK_TOKENS if method.promptable else NUM_TOKENS
         assert counts["decoder"] + counts["other"] == decoder_parameters(method, tokens)
+    estimates = method.fusion.kind == "sam" and not method.promptable
+    assert counts["estimator"] == (QUALITY_HEAD + QUALITY_HEAD_PER_TOKEN * NUM_TOKENS if estimates else 0)
+    assert counts["total"] == counts["encoder"] + counts["decoder"] + counts["other"]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counts["total"] + counts["estimator"] == trained
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

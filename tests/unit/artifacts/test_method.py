@@ -12,6 +12,7 @@ from samunet.core.errors import ConfigError
 from samunet.planners.presets import PRESETS
 
 LORA = {"train": "adapters", "adapters": [{"kind": "lora"}]}
+AS_IT_IS = {"encoder": {"train": "frozen"}, "decoder": {"train": "none"}}
 
 
 def method(**parts: Any) -> Method:
@@ -50,7 +51,8 @@ def test_what_does_not_go_together_is_refused_with_what_to_change(parts: dict[st
         {"encoder": {"train": "adapters"}, "depth": {"kind": "attention"}},
         {"encoder": {"train": "full", "adapters": [{"kind": "high_frequency"}]}},
         {"encoder": {"train": "adapters", "adapters": [{"kind": "fact"}, {"kind": "bottleneck"}]}},
-        {"encoder": {"train": "frozen"}, "decoder": {"train": "none"}, "prompts": {"kind": "points", "corrections": 2}},
+        {**AS_IT_IS, "prompts": {"kind": "points"}},
+        {"encoder": {"train": "full"}, "decoder": {"train": "none"}, "prompts": {"kind": "points", "corrections": 2}},
         {"encoder": {"train": "full"}, "decoder": {"train": "none"}, "fusion": {"kind": "unet"}},
     ],
 )
@@ -58,6 +60,94 @@ def test_unpublished_combinations_are_allowed(parts: dict[str, Any]) -> None:
     """The choices are composable beyond the published rows, and survive their JSON form."""
     chosen = method(**parts)
     assert Method.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+def adapter(**values: Any) -> dict[str, Any]:
+    return {"train": "adapters", "adapters": [values]}
+
+
+@pytest.mark.parametrize(
+    ("off", "on", "words"),
+    [
+        ({"decoder": {"rank": 16}}, {"decoder": {"train": "lora", "rank": 16}}, "set decoder.train to lora"),
+        (
+            {"decoder": {"ratio": 0.5}},
+            {"decoder": {"train": "adapters", "ratio": 0.5}},
+            "set decoder.train to adapters",
+        ),
+        (
+            {"decoder": {"path_width": 32, "upsampler": "progressive"}},
+            {"decoder": {"path_width": 32, "upsampler": "side_path"}},
+            "set decoder.upsampler to side_path",
+        ),
+        (
+            {"decoder": {"path_convolutions": 2}},
+            {"decoder": {"path_convolutions": 2, "upsampler": "side_path"}},
+            "set decoder.upsampler to side_path",
+        ),
+        (
+            {"prompts": {"kind": "points", "box_shift": 0.5}},
+            {"prompts": {"kind": "mixed", "box_shift": 0.5}},
+            "set prompts.kind to box or mixed",
+        ),
+        (
+            {"prompts": {"kind": "box", "clicks": 3}},
+            {"prompts": {"kind": "mixed", "clicks": 3}},
+            "set prompts.kind to points or mixed",
+        ),
+        ({"prompts": {"clicks": 3}}, {"prompts": {"kind": "points", "clicks": 3}}, "set prompts.kind to points"),
+        ({"prompts": {"corrections": 2}}, {"prompts": {"kind": "mixed", "corrections": 2}}, "leave it at 0"),
+        (
+            {**AS_IT_IS, "prompts": {"kind": "mixed", "corrections": 2}},
+            {"encoder": LORA, "decoder": {"train": "none"}, "prompts": {"kind": "mixed", "corrections": 2}},
+            "set decoder.train to full",
+        ),
+        (
+            {"fusion": {"width": 64}},
+            {"fusion": {"kind": "unet", "width": 64}, "decoder": {"train": "none"}},
+            "set fusion.kind to unet",
+        ),
+        (
+            {"encoder": adapter(kind="bottleneck", sites=["attention"], mlp_scale=1.0)},
+            {"encoder": adapter(kind="bottleneck", mlp_scale=1.0)},
+            "add it to encoder.adapters.0.sites",
+        ),
+        (
+            {"encoder": adapter(kind="high_frequency", inputs="previous", positions="after")},
+            {"encoder": adapter(kind="high_frequency", positions="after")},
+            "set encoder.adapters.0.inputs to shared",
+        ),
+    ],
+)
+def test_a_value_that_nothing_reads_is_refused(off: dict[str, Any], on: dict[str, Any], words: str) -> None:
+    """With its switch off only the default is taken, in one fault with what to change; with it on, any value."""
+    with pytest.raises(ConfigError) as caught:
+        method(**off)
+    assert words in str(caught.value)
+    assert "1 fault" in str(caught.value)
+    assert ";" not in str(caught.value)
+    assert isinstance(method(**on), Method)
+
+
+def test_the_rank_that_ranks_stand_for_may_be_given() -> None:
+    """Ranks per block leave the uniform rank a meaning, so it is no value that nothing reads."""
+    chosen = method(encoder=adapter(kind="lora", rank=8, ranks=[10, 6], blocks=[0, 1])).adapter("lora")
+    assert (chosen.rank, chosen.ranks) == (8, (10, 6))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        *({"encoder": adapter(kind=kind, blocks=[])} for kind in ("lora", "bottleneck", "fact", "peft")),
+        *({"depth": {"kind": kind, "blocks": []}} for kind in ("attention", "convolution")),
+    ],
+)
+def test_no_blocks_are_not_all_blocks(parts: dict[str, Any]) -> None:
+    """An empty list would adapt nothing while the method says it does; null means all."""
+    with pytest.raises(ConfigError) as caught:
+        method(**parts)
+    assert "leave blocks out (null) for all" in str(caught.value)
+    assert "1 fault" in str(caught.value)
 
 
 def test_random_weights_cannot_be_adapted() -> None:

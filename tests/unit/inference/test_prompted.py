@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from samunet.artifacts.dataset import Case
-from samunet.artifacts.method import DecoderMethod, DepthAttention, PromptMethod
+from samunet.artifacts.method import DecoderMethod, DepthAttention, EncoderMethod, Lora, Method, PromptMethod
 from samunet.artifacts.plan import ChannelNormalization, Frame, IntensityMap, Plan, ResolvedRecipe, strip_reasons
 from samunet.artifacts.prompts import Prompt
 from samunet.core.config import parse_schema
@@ -123,6 +123,12 @@ def plan_for(
     )
 
 
+def resampled(plan: Plan, spacing: tuple[float, float, float]) -> Plan:
+    """The same plan with a store of another spacing."""
+    configuration = plan.configurations["2d"].model_copy(update={"spacing": decided(spacing)})
+    return plan.model_copy(update={"configurations": {"2d": configuration}})
+
+
 def predictor_for(plan: Plan, model: nn.Module) -> Predictor:
     """A predictor around a model."""
     predictor = planted_predictor(plan)
@@ -222,14 +228,32 @@ def test_a_box_comes_back_as_its_region_after_resampling():
     """On a finer store in plane and along depth, the region is the box's to within a voxel of the file."""
     inside = blob()
     volume = volume_of(inside)
-    plan = plan_for(tile=48)
-    resampled = plan.configurations["2d"].model_copy(update={"spacing": decided((1.7, 0.8, 0.9))})
-    plan = plan.model_copy(update={"configurations": {"2d": resampled}})
-    predictor = predictor_for(plan, PointedModel(everything=True))
+    predictor = predictor_for(resampled(plan_for(tile=48), (1.7, 0.8, 0.9)), PointedModel(everything=True))
     found = predictor.predict_prompted(volume, [box_around(inside, "ball", volume.geometry)]).labels == 1
     wanted = rectangle(inside)
     assert not (found & ~ndimage.binary_dilation(wanted)).any()
     assert not (ndimage.binary_erosion(wanted) & ~found).any()
+
+
+@pytest.mark.parametrize("depth_mm", [1.0, 1.5, 1.7, 2.0, 2.4, 4.5])
+@pytest.mark.parametrize("off_mm", [-1.3, 0.0, 1.3])
+def test_a_mark_on_one_slice_comes_back_on_that_slice_after_resampling(depth_mm: float, off_mm: float):
+    """A click and a flat box, anywhere in the thickness of slices of 3 mm, on a store that is finer or coarser."""
+    inside = blob()
+    volume = volume_of(inside)
+    predictor = predictor_for(resampled(plan_for(tile=48), (depth_mm, 1.0, 1.4)), PointedModel())
+    coarser = depth_mm > SPACING[0]
+    for index in (3, 4, 5):
+        z = index + off_mm / SPACING[0]
+        rows, columns = (np.flatnonzero(inside[index].any(axis)) for axis in (1, 0))
+        box = [columns[0] - 0.5, rows[0] - 0.5, z, columns[-1] + 0.5, rows[-1] + 0.5, z]
+        for prompt in (entry("ball", points=[[8, 10, z]]), entry("ball", box=[float(edge) for edge in box])):
+            found = predictor.predict_prompted(volume, [prompt], propagate=False).labels == 1
+            touched = np.flatnonzero(found.any((1, 2))).tolist()
+            assert index in touched
+            assert len(touched) <= (2 if coarser else 1)
+            overlap = 2 * (found[index] & inside[index]).sum() / (found[index].sum() + inside[index].sum())
+            assert overlap >= (0.85 if coarser else 1)
 
 
 def test_a_box_on_one_slice_is_followed_and_one_with_thickness_is_not():
@@ -406,6 +430,7 @@ def test_the_former_mask_is_shown_on_the_tile_of_the_next_slice():
     [
         ("none", {"points": torch.zeros(2, 1, 2)}, [2, 3]),
         ("full", {"points": torch.zeros(2, 1, 2)}, [0, 0]),
+        ("encoder", {"points": torch.zeros(2, 1, 2)}, [0, 0]),
         ("none", {"points": torch.zeros(2, 2, 2)}, [0, 0]),
         ("none", {"boxes": torch.zeros(2, 4)}, [0, 0]),
         ("none", {"points": torch.zeros(2, 1, 2), "boxes": torch.zeros(2, 4)}, [0, 0]),
@@ -413,8 +438,12 @@ def test_the_former_mask_is_shown_on_the_tile_of_the_next_slice():
     ],
 )
 def test_one_click_alone_lets_sam_choose_among_its_three_masks(train: str, batch: dict[str, Any], expected: list[int]):
-    """Only for a decoder that was not trained; everything else is answered by token 0."""
-    method = recipe_for(plan_for()).method.model_copy(update={"decoder": DecoderMethod(train=train)})
+    """Only where nothing was trained; everything else, an adapted encoder too, is answered by token 0."""
+    method = Method(
+        encoder=EncoderMethod(train="adapters", adapters=(Lora(),)) if train == "encoder" else EncoderMethod(train="frozen"),
+        decoder=DecoderMethod(train="full" if train == "full" else "none"),
+        prompts=PromptMethod(kind="mixed"),
+    )
     quality = torch.tensor([[0.9, 0.1, 0.3, 0.2], [0.9, 0.1, 0.3, 0.4]])
     signs = {"point_labels": torch.ones(batch["points"].shape[:2])} if "points" in batch else {}
     assert choose_token(quality, PromptBatch(**{**NOTHING, **batch, **signs}), method).tolist() == expected

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from samunet.artifacts.method import DecoderMethod, EncoderMethod, Method, PromptMethod
 from samunet.artifacts.model_spec import get_spec
 from samunet.core.errors import ConfigError
 from samunet.models.build import build_model
+from samunet.models.decoders.promptable import PromptBatch
 from samunet.models.segmentation import SegmentationModel
 from tests.unit.models.model_helpers import (
     BOTH_FAMILIES,
@@ -42,17 +44,23 @@ def _step(model: SegmentationModel, num_steps: int = 2) -> None:
         optimizer.step()
 
 
-def _adapted(tmp_path: Path, backbone: str, tuning: str, **changes: object) -> SegmentationModel:
+def _adapted(
+    tmp_path: Path, backbone: str, tuning: str, *, method: Method | None = None, **changes: object
+) -> SegmentationModel:
     file = base_file(tmp_path, get_spec(backbone), image_size=112)
-    chosen = recipe(backbone=backbone, method=METHODS[tuning], weights_kind="ssl", **changes)
+    chosen = recipe(backbone=backbone, method=method or METHODS[tuning], weights_kind="ssl", **changes)
     return build(chosen, weights=file).model
 
 
 @pytest.mark.parametrize("backbone", BOTH_FAMILIES)
 @pytest.mark.parametrize("tuning", ["lora", "frozen"])
-def test_frozen_parameters_and_all_buffers_stay_bit_identical(tmp_path: Path, backbone: str, tuning: str) -> None:
+@pytest.mark.parametrize("decoder", ["full", "lora", "adapters", "heads"])
+def test_frozen_parameters_and_all_buffers_stay_bit_identical(
+    tmp_path: Path, backbone: str, tuning: str, decoder: str
+) -> None:
     """After optimizer steps in train mode only the parameters named trainable moved: no frozen one, no buffer."""
-    model = _adapted(tmp_path, backbone, tuning)
+    method = Method(encoder=METHODS[tuning].encoder, decoder=DecoderMethod(train=decoder))
+    model = _adapted(tmp_path, backbone, tuning, method=method)
     before = state_copy(model)
     _step(model)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -140,6 +148,27 @@ def test_norms_biases_tokens_and_positions_are_not_decayed(backbone: str) -> Non
     matrices = {n for n in decay | no_decay if n.endswith(("qkv.weight", "proj.weight", "lin1.weight"))}
     assert len(matrices) > 20
     assert matrices <= decay
+
+
+def test_networks_of_the_tokens_that_no_loss_reaches_stay_sams(tmp_path: Path) -> None:
+    """A promptable model trains token 0; the mask networks of the others get no gradient and are not decayed."""
+    method = Method(encoder=EncoderMethod(train="full"), prompts=PromptMethod(kind="box"))
+    model = _adapted(tmp_path, "vit_t_xs", "full", method=method)
+    before = state_copy(model)
+    groups = model.trainable_parameters()
+    optimizer = torch.optim.AdamW([{"params": groups["decay"], "weight_decay": 0.1}, {"params": groups["no_decay"]}])
+    optimizer.param_groups[1]["weight_decay"] = 0.0
+    boxes = PromptBatch(boxes=torch.tensor([[10.0, 20.0, 60.0, 90.0]] * 2))
+    for seed in range(2):
+        optimizer.zero_grad()
+        masks, quality = model.train().prompted(model.encode(images(2, seed=seed)), boxes)
+        (masks[:, 0].square().mean() + quality[:, 0].square().mean()).backward()
+        optimizer.step()
+    networks = f"{NETWORK}mask_decoder.output_hypernetworks_mlps."
+    moved = {name for name, tensor in state_copy(model).items() if not torch.equal(tensor, before[name])}
+    assert {name for name in moved if name.startswith(networks)} == {
+        name for name in before if name.startswith(f"{networks}0.")
+    }
 
 
 def test_lora_factors_are_decayed(tmp_path: Path) -> None:

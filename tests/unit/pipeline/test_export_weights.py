@@ -21,6 +21,7 @@ from samunet.artifacts.method import (
 )
 from samunet.artifacts.model_spec import SAM_SIZE, get_spec
 from samunet.core.errors import ConfigError
+from samunet.models.decoders.promptable import PromptBatch
 from samunet.models.merged import merge_for_sam
 from samunet.models.peft.state import adapter_parameters
 from samunet.models.segmentation import SegmentationModel
@@ -58,10 +59,11 @@ def test_an_encoder_loads_strictly_and_computes_the_same(tmp_path: Path, encoder
 
 
 def test_a_prompted_model_of_sams_size_is_a_whole_sam(tmp_path: Path) -> None:
-    """With stock tokens at 1024 pixels the whole model has segment-anything's keys, also with LoRA in the decoder."""
+    """With stock tokens at 1024 pixels the whole model is a SAM with the same masks, also with LoRA in the decoder."""
     method = Method(encoder=LORA, decoder=DecoderMethod(train="lora"), prompts=PromptMethod(kind="box"))
     chosen = recipe(backbone="vit_xs", method=method, weights_kind="ssl", input_size=SAM_SIZE)
-    merged = merge_for_sam(trained(tmp_path, method, size=SAM_SIZE), chosen)
+    model = trained(tmp_path, method, size=SAM_SIZE)
+    merged = merge_for_sam(model, chosen)
     assert merged.scope == "whole"
     transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
     decoder = MaskDecoder(transformer_dim=256, transformer=transformer)
@@ -70,6 +72,16 @@ def test_a_prompted_model_of_sams_size_is_a_whole_sam(tmp_path: Path) -> None:
     )
     sam = Sam(upstream_vit(get_spec("vit_xs"), SAM_SIZE), prompts, decoder)
     sam.load_state_dict(dict(merged.tensors), strict=True)
+    pixels, boxes = images(1, size=SAM_SIZE), torch.tensor([[100.0, 200.0, 600.0, 900.0]])
+    with torch.no_grad():
+        wanted, _ = model.prompted(model.encode(pixels), PromptBatch(boxes=boxes))
+        sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
+        found = [
+            sam.mask_decoder(sam.image_encoder(pixels), sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask)[0]
+            for multimask in (False, True)
+        ]
+    torch.testing.assert_close(torch.cat(found, dim=1), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    assert float(wanted.std()) > 0
 
 
 @pytest.mark.parametrize(

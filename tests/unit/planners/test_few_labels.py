@@ -51,6 +51,8 @@ def test_a_gpu_run_takes_the_steps_batch_and_rank_that_the_subset_is_worth() -> 
     allowed = {"batch_size", "accumulation_steps", "method", "learning_rate", "iterations", "epochs", "warmup_steps"}
     assert changed_fields(planned, few) <= allowed | {"ema_decay", "foreground_fraction"}
     assert all(reasons.values())
+    kept, _ = subset_recipe(planned, WHOLE, part(3), keep_rank=True)
+    assert kept.method == planned.method
 
 
 def test_the_batch_never_grows_and_keeps_whole_slabs() -> None:

@@ -13,11 +13,12 @@ from samunet.artifacts.method import DepthAttention, Lora, Method
 from samunet.artifacts.plan import Plan, Recipe, ResolvedRecipe
 from samunet.artifacts.pretraining import Pretrained, write_pretrained
 from samunet.artifacts.workspace import Workspace
+from samunet.cli.train import method_change
 from samunet.core.config import save_schema
 from samunet.core.errors import ConfigError, UsageError
 from samunet.pipeline.training_run import TrainingRequest, resolve
 from samunet.planners import peft
-from samunet.planners.method_recipes import changed_recipe, with_changes
+from samunet.planners.method_recipes import changed_recipe, rank_changes, with_changes
 from samunet.planners.planner import make_plan
 from samunet.planners.presets import PRESETS
 from tests import planning_facts as facts
@@ -111,6 +112,32 @@ def test_a_rank_that_is_set_holds_in_every_block() -> None:
     assert with_changes(method, both).adapter("lora").ranks == (3,) * 12
     with pytest.raises(UsageError, match="no low-rank adapters"):
         with_changes(PRESETS["sam_decoder"].method, {}, rank=8)
+
+
+def test_one_rank_holds_in_encoder_and_decoder() -> None:
+    """Where both have low-rank updates both take it, where only the decoder has them it does; else it stays."""
+    both = with_changes(PRESETS["samed_s"].method, {}, rank=8)
+    assert (both.adapter("lora").rank, both.decoder.rank) == (8, 8)
+    assert with_changes(PRESETS["finetune_sam_vit_b_decoder_lora"].method, {}, rank=8).decoder.rank == 8
+    assert with_changes(PRESETS["samed"].method, {}, rank=8).decoder.rank == 4
+
+
+def test_one_rank_is_short_for_its_changes() -> None:
+    """The changes that it stands for give the same method, also where ranks per block were given."""
+    for name, before in (("samed_s", {}), ("samed", {"encoder.adapters.0.ranks": [2] * 12}), ("ma_sam", {})):
+        method = with_changes(PRESETS[name].method, before)
+        assert with_changes(method, rank_changes(method, 16)) == with_changes(PRESETS[name].method, before, 16)
+
+
+def test_what_cannot_be_set_is_told_in_the_words_of_the_command_line() -> None:
+    """One message with the value and what to give instead; there is no file to correct."""
+    change = dict([method_change("encoder.adapters.0.blocks=[]")])
+    with pytest.raises(ConfigError) as caught:
+        with_changes(PRESETS["samed"].method, change)
+    text = str(caught.value)
+    assert text.count("blocks: an empty list names no block") == 1
+    assert "--set" in text
+    assert "file" not in text
 
 
 def test_another_kind_starts_from_its_own_defaults() -> None:

@@ -93,7 +93,9 @@ def test_pieces_give_the_same_gradient_of_the_head() -> None:
 def test_the_head_counts_apart_and_maps_are_those_of_forward() -> None:
     """Trained parameters are counted as published; what estimates gives beside its estimate is what forward gives."""
     (model, _), (plain, _) = small(ESTIMATED), small(LossWeights())
-    assert model.count_parameters() == plain.count_parameters()
+    counts, without = model.count_parameters(), plain.count_parameters()
+    assert counts.pop("estimator") == sum(p.numel() for p in model.estimator_parameters()) > without.pop("estimator")
+    assert counts == without
     assert {id(p) for p in model.estimator_parameters()} <= {id(p) for p in model.parameters() if p.requires_grad}
     images = torch.randn(2, 3, SIZE, SIZE)
     maps, iou = model.estimated(images)
