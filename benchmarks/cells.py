@@ -98,7 +98,7 @@ def run_cells(cells: Sequence[Cell], table: str, workspace: Path, *, fold: str =
 
 def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
     """Train, validate, measure."""
-    below = workspace / "cells" / re.sub(r"\W+", "_", cell.name)
+    below = cell_folder(workspace, cell.name)
     shutil.rmtree(below, ignore_errors=True)
     fold = cell.fold or fold
     preprocessed = cell.preprocessed or workspace / "preprocessed"
@@ -134,6 +134,11 @@ def same_run(cell: Cell, fold: str) -> dict[str, Any] | None:
             if isinstance(row, dict) and {key: row.get(key) for key in wanted} == wanted and "failed" not in row:
                 return {**row, **dict(cell.facts), "taken_from": f"{file.stem}: {name}"}
     return None
+
+
+def cell_folder(workspace: Path, name: str) -> Path:
+    """Where a cell's model is."""
+    return workspace / "cells" / re.sub(r"\W+", "_", name)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

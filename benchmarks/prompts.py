@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.cells import RESULTS
+from benchmarks.cells import RESULTS, cell_folder
 from benchmarks.methods import row
 from samunet.artifacts.dataset import Case
 from samunet.core.files import read_json, write_json
@@ -57,7 +57,10 @@ def main() -> None:
 
 def score(model: str, backbone: str, grade: Grade, options: argparse.Namespace) -> dict[str, Any]:
     """Mean Dice of one model over the fold's validation cases for one grade of prompts."""
-    finals = (options.workspace / "cells" / f"{model}_{backbone}").glob("*/*__*__*/fold_0/checkpoint_final.safetensors")
+    name = f"{model} {backbone}"
+    taken = read_json(RESULTS / "methods.json").get(name, {}).get("taken_from", "")
+    below = cell_folder(options.workspace, taken.partition(": ")[2] or name)
+    finals = below.glob("*/*__*__*/fold_0/checkpoint_final.safetensors")
     folder = next(iter(finals)).parent
     predictor = Predictor.from_folder(folder.parent, folds=["0"], device="cpu", mirror=False)
     cases = validation_cases(options.data, read_json(folder / "cases.json")["validation"])
