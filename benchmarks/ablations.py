@@ -17,7 +17,7 @@ from benchmarks.methods import base_words, row
 from samunet.core.files import read_json
 
 TABLE = "ablations"
-BACKBONE = "vit_xs"
+BACKBONE, OTHER_BACKBONE = "vit_xs", "vit_t_xs"
 RANKS, TARGETS, RATES = (1, 4, 16), ("q", "qv", "qkvo"), (5e-4, 2e-3, 5e-3)
 SYNAPSE = "Synapse, Dice in percent (SAMed)"
 GROUPS: dict[str, tuple[str, dict[str, tuple[str, dict[str, str]]]]] = {
@@ -63,7 +63,7 @@ def main() -> None:
     """Run the cells that are missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="raw dataset folder")
-    parser.add_argument("--base", type=Path, help="folder of vit_xs.pth")
+    parser.add_argument("--base", type=Path, help="folder of vit_xs.pth and vit_t_xs.pth")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--workspace", type=Path, default=Path("samunet_workspace"))
     parser.add_argument("--table", action="store_true", help="only print the tables")
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
-    """The groups, then the grid of ranks, targets and learning rates."""
+    """The groups, the grid of ranks, targets and learning rates, and the rates on the other family of backbones."""
     made = []
     for group, (_, rows) in GROUPS.items():
         for title, (preset, changes) in rows.items():
@@ -86,11 +86,23 @@ def cells(options: argparse.Namespace) -> list[Cell]:
         words = [f"--set=encoder.adapters.0.targets=[{listed}]", "--rank", f"{rank}", "--lr", f"{rate:g}"]
         facts = {"group": "rank", "rank": rank, "targets": targets, "rate": rate}
         made.append(_cell(f"rank {rank} {targets} lr {rate:g}", "samed", words, options, facts))
+    for rate in RATES:
+        facts = {"group": "rate", "rate": rate}
+        name = f"{OTHER_BACKBONE} lr {rate:g}"
+        made.append(_cell(name, "samed", ["--lr", f"{rate:g}"], options, facts, backbone=OTHER_BACKBONE))
     return made
 
 
-def _cell(name: str, preset: str, words: list[str], options: argparse.Namespace, facts: dict[str, Any]) -> Cell:
-    base = base_words(preset, BACKBONE, options.base)
+def _cell(
+    name: str,
+    preset: str,
+    words: list[str],
+    options: argparse.Namespace,
+    facts: dict[str, Any],
+    *,
+    backbone: str = BACKBONE,
+) -> Cell:
+    base = base_words(preset, backbone, options.base)
     return Cell(name, options.data, options.minutes, ("--preset", preset, *base, *words), facts)
 
 
@@ -110,6 +122,8 @@ def tables(results: dict[str, Any]) -> str:
     for rank, targets in product(RANKS, TARGETS):
         found = [results.get(f"rank {rank} {targets} lr {rate:g}", {}).get("mean_dice") for rate in RATES]
         lines.append(row([rank, targets, *("" if dice is None else f"{dice:.3f}" for dice in found)]))
+    found = [results.get(f"{OTHER_BACKBONE} lr {rate:g}", {}).get("mean_dice") for rate in RATES]
+    lines.append(row([4, f"qv, {OTHER_BACKBONE}", *("" if dice is None else f"{dice:.3f}" for dice in found)]))
     return "\n\n".join([*parts, "\n".join(lines)])
 
 
