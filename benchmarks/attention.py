@@ -49,8 +49,8 @@ RESULTS = Path(__file__).parent / "results" / "attention.json"
 FORMS = ("upstream", "folded_global", "folded", "checkpointed")
 LAYER_FORMS = ("upstream", "folded")
 LAYER_PASSES = 4
-# Tokens times parameters of the largest step that is timed on a CPU: ViT-B at 672 pixels, ViT-L and H at 224.
-AFFORDABLE = 1.7e11
+# Tokens times parameters of the largest step that is timed on a CPU: ViT-B at 1024 pixels, ViT-L at 512, ViT-H at 448.
+AFFORDABLE = 5e11
 # Backbone, tokens per side, images: whole grids and, at 14, also windows.
 LAYERS = [
     ("vit_xs", 14, 8), ("vit_xs", 20, 8), ("vit_xs", 28, 8), ("vit_xs", 32, 4), ("vit_xs", 42, 2),
@@ -261,6 +261,21 @@ def table(results: dict[str, Any]) -> str:
         cells = [(row[form]["forward_ms"], row[form]["backward_ms"]) for form in LAYER_FORMS]
         shown = " ".join(f"{forward:8.1f} +{backward:8.1f}" for forward, backward in cells)
         lines.append(f"{name:42s} {shown} {sum(cells[1]) / sum(cells[0]):6.2f}")
+    return "\n".join(lines)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Saved MiB and seconds of every form side by side, for CPUs and GPUs apart."""
+    names = [form.replace("_", " ") for form in FORMS]
+    head = ["encoder", *(f"{name}, MiB" for name in names), *(f"{name}, s" for name in names)]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, found in results["encoders"].items():
+        backbone, size, _, form, device = name.split()
+        rows.setdefault(f"{backbone} {size} px, {device}", {})[form] = found
+    for name, forms in rows.items():
+        cells = [f"{forms.get(form, {}).get(key, '')}" for key in ("saved_mib", "seconds") for form in FORMS]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from samunet.core.files import read_json
 
 TABLE = "depth"
 CONFIGURATIONS = ("2d", "2.5d", "3d")
+NO_INTERVAL = 2.0
 
 
 def main() -> None:
@@ -55,7 +56,8 @@ def table(results: dict[str, Any]) -> str:
         if "3d" in scored and others:
             best = max(others, key=lambda name: scored[name]["mean_dice"])
             mean, low, high = paired(scored["3d"], scored[best])
-            difference = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}) against {best}"
+            interval = f"{low:+.3f} to {high:+.3f}" if high - low < NO_INTERVAL else "one group: no interval"
+            difference = f"{mean:+.3f} ({interval}) against {best}"
         lines.append(row([dataset, *shown, difference]))
     return "\n".join(lines)
 

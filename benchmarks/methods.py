@@ -91,6 +91,11 @@ def base_words(preset: str, backbone: str, folder: Path) -> tuple[str, ...]:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: scores of what was run, then the parameter counts of every preset on its published backbone."""
+    return "\n".join([scores_table(results), "", *counts_table()])
+
+
+def scores_table(results: dict[str, Any]) -> str:
+    """Markdown: scores of what was run; prompted methods last."""
     head = ["method", "backbone", "Dice", "95 %", "trained", "slices/s", "peak GiB", "steps"]
     lines = [row(head), row(["---"] * len(head))]
     for name, cell in sorted(results.items(), key=lambda item: (item[1].get("oracle_prompts", False), item[0])):
@@ -116,7 +121,7 @@ def table(results: dict[str, Any]) -> str:
                 ]
             )
         )
-    return "\n".join([*lines, "", *counts_table()])
+    return "\n".join(lines)
 
 
 def representatives() -> dict[str, str]:

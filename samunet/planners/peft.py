@@ -21,7 +21,7 @@ SCRATCH_BACKBONE_CPU = "vit_t_xs"
 LORA_TARGETS: tuple[Literal["q"], Literal["v"]] = ("q", "v")
 LEAST_RANK, MOST_RANK = 4, 8
 FROM_SCRATCH_RATE = 2e-3
-_LORA_RATE, _LORA_RATE_LIMITS = 5e-3, (1e-3, 5e-3)
+_LORA_RATE, _LORA_RATE_LIMITS = 2e-3, (5e-4, 2e-3)
 _CAREFUL_RATE, _ADAPTER_RATE = 1e-4, 1e-3
 _REFERENCE_BATCH = 24
 _SLICES_FOR_LEAST_RANK, _CLASSES_FOR_LEAST_RANK = 2000, 8
@@ -119,8 +119,8 @@ def lora_rank(num_labelled_slices: int, num_structures: int) -> tuple[int, str]:
 def learning_rate(method: Method, *, weights: WeightsKind, batch: int) -> tuple[float, str]:
     """Peak learning rate of AdamW.
 
-    Source: SAMed (5e-3 at rank 4 and batch 24); finetune-SAM and MedSAM (at most 1e-4 for full fine-tuning and for
-    models that keep their prompts); MA-SAM (8e-4 for FacT and depth convolutions).
+    Source: decision 0027 (LoRA; SAMed has 5e-3 at rank 4 and batch 24); finetune-SAM and MedSAM (at most 1e-4 for full
+    fine-tuning and for models that keep their prompts); MA-SAM (8e-4 for FacT and depth convolutions).
     """
     if weights == "none":
         return FROM_SCRATCH_RATE, (
@@ -138,9 +138,9 @@ def learning_rate(method: Method, *, weights: WeightsKind, batch: int) -> tuple[
     raw = _LORA_RATE * (LEAST_RANK / (lora.rank * projections)) * math.sqrt(batch / _REFERENCE_BATCH)
     value = float(f"{min(high, max(low, raw)):.2g}")
     return value, (
-        f"SAMed's {_LORA_RATE:g} at rank {LEAST_RANK}, q and v and batch {_REFERENCE_BATCH}, falling with the rank "
-        f"(here {lora.rank}), the number of adapted projections ({len(lora.targets)}) and the square root of the batch "
-        f"(here {batch}), within {low:g} to {high:g}"
+        f"{_LORA_RATE:g} at rank {LEAST_RANK}, q and v and batch {_REFERENCE_BATCH}, falling with the rank (here "
+        f"{lora.rank}), the number of adapted projections ({len(lora.targets)}) and the square root of the batch (here "
+        f"{batch}), within {low:g} to {high:g}: rates in this range learn alike, larger ones may not start to learn"
     )
 
 
