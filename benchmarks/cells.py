@@ -132,7 +132,7 @@ def same_run(cell: Cell, fold: str) -> dict[str, Any] | None:
     for file in sorted(RESULTS.glob("*.json")):
         for name, row in read_json(file).items():
             if isinstance(row, dict) and {key: row.get(key) for key in wanted} == wanted and "failed" not in row:
-                return {**row, **dict(cell.facts), "taken_from": f"{file.stem}: {name}"}
+                return {**row, **dict(cell.facts), "taken_from": row.get("taken_from", f"{file.stem}: {name}")}
     return None
 
 

@@ -19,6 +19,7 @@ from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import DataError, SamunetError
 from samunet.core.geometry import Geometry
 from samunet.core.labels import LabelSpec
+from samunet.inference.restore import nearest_store_slice
 from samunet.inference.simulation import Box, ObjectPrompt, click, tight_box
 from samunet.preprocessing.slicing import Pair, tile_starts
 
@@ -87,9 +88,7 @@ def marked_slice(along: float, record: CaseRecord) -> int:
     A mark lies in one slice of the file; it is asked on the store's slice from which that one is restored.
     """
     start, stop = record.crop_start[0], record.crop_stop[0]
-    middle = min(max(math.floor(along + 0.5), start), stop - 1)
-    (position,) = to_store(np.array([[middle, 0, 0]], np.float64), record)[:, 0]
-    return int(np.clip(np.floor(position + 0.5), 0, record.store_shape[0] - 1))
+    return nearest_store_slice(min(max(math.floor(along + 0.5), start), stop - 1) - start, record)
 
 
 def place_prompts(

@@ -38,6 +38,7 @@ from samunet.models.decoders.promptable import PromptBatch
 from samunet.preprocessing.slicing import Pair, cut_tile, tile_windows, voxel_to_pixel
 
 UNPROMPTED = -20.0
+ASKED = -19.0
 LARGEST_LOGIT = 100.0
 NEGLIGIBLE = -10.0
 MIN_AREA_VOX = 5
@@ -147,7 +148,7 @@ class PromptedPredictor:
             labels: What the maps mean.
 
         Yields:
-            (slice index, (T, H, W)): per structure the largest logit of its objects, NEGLIGIBLE at least, and
+            (slice index, (T, H, W)): per structure the largest logit of its objects, ASKED at least, and
             UNPROMPTED all over slices on which it has none; background is 0, so that the largest positive logit wins.
         """
         embeddings = _Embeddings(self._models, self._recipe, self._options, data)
@@ -162,7 +163,7 @@ class PromptedPredictor:
                 maps[0] = 0
             found = patches.pop(index, ())
             for token in {patch.token for patch in found}:
-                maps[token] = NEGLIGIBLE
+                maps[token] = ASKED
             for patch in found:
                 place = maps[patch.token, patch.rows, patch.columns]
                 torch.maximum(place, torch.from_numpy(patch.logits).float(), out=place)

@@ -41,6 +41,19 @@ class Restored:
     signs: Mapping[str, StructureSigns] | None = None
 
 
+def store_positions_of_slices(record: CaseRecord) -> NDArray[np.float64]:
+    """Where the slices of the cropped grid lie among the store's, continuous, within the first and the last."""
+    depth_in, depth_out = record.store_shape[0], record.crop_shape[0]
+    return np.clip((np.arange(depth_out) + 0.5) * depth_in / depth_out - 0.5, 0, depth_in - 1)
+
+
+def nearest_store_slice(index: int, record: CaseRecord) -> int:
+    """The store's slice that alone restores a slice of the cropped grid where the other was not asked."""
+    position = store_positions_of_slices(record)[index]
+    below = int(np.floor(position))
+    return below if position - below < TIE else below + 1
+
+
 def crop_slices(
     logits: Iterable[SliceLogits], record: CaseRecord, *, absent: float | None = None
 ) -> Iterator[SliceLogits]:
@@ -57,7 +70,7 @@ def crop_slices(
         aligned, edges repeated), nothing where the grids agree.
     """
     depth_in, depth_out = record.store_shape[0], record.crop_shape[0]
-    positions = np.clip((np.arange(depth_out) + 0.5) * depth_in / depth_out - 0.5, 0, depth_in - 1)
+    positions = store_positions_of_slices(record)
     below = np.floor(positions).astype(int)
     above = np.minimum(below + 1, depth_in - 1)
     window: dict[int, Tensor] = {}

@@ -270,7 +270,8 @@ def resolve(
     if subset_tag(request):
         _, subset = _fold(request, plan, load_raw_dataset(workspace.raw_folder(request.dataset)), workspace)
         assert subset is not None
-        asked = {"published": request.published, "keep_rank": request.rank is not None}
+        named = any(path.endswith((".rank", ".ranks", ".adapters")) for path in request.changes)
+        asked = {"published": request.published, "keep_rank": request.rank is not None or named}
         recipe = recipe_for_subset(recipe, subset, plan, workspace, **asked, reporter=reporter)
     changes: dict[str, Any] = {"precision": usable_precision(recipe, device)}
     if not request.augment:

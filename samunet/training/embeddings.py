@@ -75,12 +75,13 @@ class EmbeddingCache:
         was_training = model.training
         model.eval()
         for name in reporter.track(missing, total=len(missing), what="embeddings"):
-            for old in self._file(name).parent.glob("*.npy"):
-                old.unlink()
             every = range(self._records[name].store_shape[0])
             embedded = np.concatenate([self._encode(slices, model, name, index, device) for index in every])
             with atomic_path(self._file(name)) as temporary, temporary.open("wb") as stream:
                 np.save(stream, embedded)
+            for old in self._file(name).parent.glob("*.npy"):
+                if old.name != self._file(name).name:
+                    old.unlink(missing_ok=True)
         model.train(was_training)
 
     def read(self, case: str, index: int) -> NDArray[np.float16]:

@@ -8,7 +8,7 @@ import torch
 
 from samunet.artifacts.store import CaseRecord
 from samunet.core.labels import LabelSpec
-from samunet.inference.restore import crop_slices, restore
+from samunet.inference.restore import crop_slices, nearest_store_slice, restore
 
 LABELS = LabelSpec({"a": (1,), "b": (5,)})
 
@@ -52,6 +52,18 @@ def test_depth_is_interpolated_as_torch_does_it_in_one_piece(inside: int, outsid
     out = torch.stack([value for _, value in crop_slices(stream(maps), made)], 1)
     expected = torch.nn.functional.interpolate(maps[None], size=(outside, 9, 5), mode="trilinear", align_corners=False)
     assert torch.allclose(out, expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(84, 30), (52, 90), (60, 110), (7, 7), (5, 9), (9, 5), (1, 4)])
+def test_what_is_asked_on_the_nearest_slice_alone_comes_back_on_its_slice(inside: int, outside: int):
+    """Every slice is restored from the store's slice that is named for it, ties and their rounding included."""
+    made = record(store_shape=(inside, 1, 1), crop_stop=(outside, 1, 1), canonical_shape=(outside, 1, 1))
+    for index in range(outside):
+        maps = torch.full((2, inside, 1, 1), -20.0)
+        maps[0], maps[1, nearest_store_slice(index, made)] = 0, 8
+        out = [value[1].item() for _, value in crop_slices(stream(maps), made, absent=-20.0)]
+        assert out[index] == 8
+        assert sum(value > 0 for value in out) <= max(1, -(-outside // inside))
 
 
 def test_labels_are_pasted_into_the_uncropped_grid_and_turned_back():
