@@ -16,15 +16,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from samunet import planners
 from samunet.artifacts.checkpoint import read_manifest
 from samunet.artifacts.method import summarise
-from samunet.core.files import read_json, sha256_file, write_json
+from samunet.core.files import read_json, sha256_file, sha256_json, write_json
 from samunet.datasets.raw import load_raw_dataset
 from samunet.evaluation.aggregate import bootstrap_weights, group_labels, resampled_means
 from samunet.pipeline.provenance import describe
@@ -118,12 +120,20 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
 
 
 def identity(cell: Cell, fold: str) -> dict[str, Any]:
-    """What makes two cells the same run: dataset, fold, minutes, weights and words, with files by name."""
+    """What makes two cells the same run: dataset, fold, minutes, weights, the planner, and words with files by name."""
     weights = [word.partition(":")[2] for word in cell.words if ":" in word and word.endswith(WEIGHTS_ENDINGS)]
     words = [re.sub(r"/\S*/", "", word) for word in cell.words]
     run = {"dataset": cell.data.name, "fold": cell.fold or fold, "minutes": cell.minutes, "words": words}
     base = sha256_file(Path(weights[0])) if weights else None
-    return run | {"own_plans": cell.preprocessed.name if cell.preprocessed else None, "base_sha256": base}
+    own = cell.preprocessed.name if cell.preprocessed else None
+    return run | {"own_plans": own, "base_sha256": base, "rules": rules_hash()}
+
+
+@cache
+def rules_hash() -> str:
+    """Of the planner's source: other rules may make another run of the same words."""
+    sources = sorted(Path(planners.__file__).parent.glob("*.py"))
+    return sha256_json([file.read_text(encoding="utf-8") for file in sources])[:10]
 
 
 def same_run(cell: Cell, fold: str) -> dict[str, Any] | None:
