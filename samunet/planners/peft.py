@@ -21,7 +21,8 @@ SCRATCH_BACKBONE_CPU = "vit_t_xs"
 LORA_TARGETS: tuple[Literal["q"], Literal["v"]] = ("q", "v")
 LEAST_RANK, MOST_RANK = 4, 8
 FROM_SCRATCH_RATE = 2e-3
-_LORA_RATE, _LORA_RATE_LIMITS = 2e-3, (5e-4, 2e-3)
+# Rate at the least rank and the reference batch, and its limits: beside a whole decoder, and beside parts of one.
+_LORA_RATES = {True: (2e-3, (5e-4, 2e-3)), False: (5e-3, (1e-3, 5e-3))}
 _CAREFUL_RATE, _ADAPTER_RATE = 1e-4, 1e-3
 _REFERENCE_BATCH = 24
 _SLICES_FOR_LEAST_RANK, _CLASSES_FOR_LEAST_RANK = 2000, 8
@@ -133,14 +134,16 @@ def learning_rate(method: Method, *, weights: WeightsKind, batch: int) -> tuple[
     lora = method.adapter("lora")
     if lora is None:
         return _ADAPTER_RATE, "new modules and a fresh head beside fixed weights"
-    low, high = _LORA_RATE_LIMITS
+    whole = method.decoder.train == "full"
+    reference, (low, high) = _LORA_RATES[whole]
     projections = max(1.0, len(lora.targets) / len(LORA_TARGETS))
-    raw = _LORA_RATE * (LEAST_RANK / (lora.rank * projections)) * math.sqrt(batch / _REFERENCE_BATCH)
+    raw = reference * (LEAST_RANK / (lora.rank * projections)) * math.sqrt(batch / _REFERENCE_BATCH)
     value = float(f"{min(high, max(low, raw)):.2g}")
+    words = "a whole decoder beside LoRA may not start to learn at more" if whole else "as SAMed's"
     return value, (
-        f"{_LORA_RATE:g} at rank {LEAST_RANK}, q and v and batch {_REFERENCE_BATCH}, falling with the rank (here "
+        f"{reference:g} at rank {LEAST_RANK}, q and v and batch {_REFERENCE_BATCH} ({words}), falling with the rank (here "
         f"{lora.rank}), the number of adapted projections ({len(lora.targets)}) and the square root of the batch (here "
-        f"{batch}), within {low:g} to {high:g}: rates in this range learn alike, larger ones may not start to learn"
+        f"{batch}), within {low:g} to {high:g}"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from samunet.artifacts.method import EncoderMethod, Lora, Method, NoDepth
+from samunet.artifacts.method import DecoderMethod, EncoderMethod, Lora, Method, NoDepth
 from samunet.artifacts.model_spec import get_spec
 from samunet.planners import hardware, memory, peft, schedule
 
@@ -159,12 +159,14 @@ def test_rank_grows_with_slices_and_classes(slices: int, classes: int, expected:
 
 
 def test_learning_rates() -> None:
-    """2e-3 at SAMed's rank and batch, falling with rank, within limits; small where pretrained weights move."""
+    """2e-3 at SAMed's rank and batch, more beside parts of a decoder; falling with rank, small where all weights move."""
     assert peft.learning_rate(METHODS["lora"], weights="sam", batch=24)[0] == 2e-3
     assert peft.learning_rate(METHODS["lora"], weights="sam", batch=96)[0] == 2e-3
     assert peft.learning_rate(lora(8), weights="sam", batch=24)[0] == 1e-3
     assert peft.learning_rate(lora(4, ("q", "k", "v", "o")), weights="sam", batch=24)[0] == 1e-3
     assert peft.learning_rate(lora(8), weights="sam", batch=1)[0] == 5e-4
+    in_parts = METHODS["lora"].model_copy(update={"decoder": DecoderMethod(train="lora")})
+    assert peft.learning_rate(in_parts, weights="sam", batch=24)[0] == 5e-3
     assert peft.learning_rate(METHODS["full"], weights="sam", batch=8)[0] <= 1e-4
     assert peft.learning_rate(METHODS["full"], weights="none", batch=8)[0] == peft.FROM_SCRATCH_RATE
 
