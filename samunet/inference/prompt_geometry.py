@@ -59,7 +59,7 @@ def store_positions(points: ArrayLike, *, space: str, geometry: Geometry, record
     Returns:
         (N, 3) continuous (slice, row, column); outside the store where the file's position is outside the crop.
     """
-    return to_store(canonical_positions(points, space=space, geometry=geometry, record=record), record)
+    return on_store_grid(canonical_positions(points, space=space, geometry=geometry, record=record), record)
 
 
 def canonical_positions(
@@ -75,7 +75,7 @@ def canonical_positions(
     return canonical
 
 
-def to_store(canonical: NDArray[np.float64], record: CaseRecord) -> NDArray[np.float64]:
+def on_store_grid(canonical: NDArray[np.float64], record: CaseRecord) -> NDArray[np.float64]:
     """Positions (N, 3) on canonical axes to the store grid."""
     scale = np.array(record.store_shape) / np.array(record.crop_shape)
     result: NDArray[np.float64] = (canonical - np.array(record.crop_start) + 0.5) * scale - 0.5
@@ -163,7 +163,7 @@ def _place_points(
     canonical = canonical_positions(given, space=prompt.space, geometry=geometry, record=record)
     shape = np.array(record.store_shape)
     found: dict[int, list[tuple[tuple[float, float], bool]]] = {}
-    placed = zip(canonical[:, 0], to_store(canonical, record), prompt.marks, strict=True)
+    placed = zip(canonical[:, 0], on_store_grid(canonical, record), prompt.marks, strict=True)
     for along, position, (point, sign) in placed:
         if (position < -0.5 - SLACK_VOX).any() or (position > shape - 0.5 + SLACK_VOX).any():
             raise _outside("a point", point, record, prompt.space)
@@ -179,7 +179,7 @@ def _place_box(prompt: Prompt, geometry: Geometry, record: CaseRecord) -> tuple[
     if prompt.corners is None:
         return None, range(0), False
     canonical = canonical_positions(prompt.corners, space=prompt.space, geometry=geometry, record=record)
-    corners = to_store(canonical, record)
+    corners = on_store_grid(canonical, record)
     low, high = corners.min(0), corners.max(0)
     shape = np.array(record.store_shape)
     if (high[1:] - low[1:] < SLACK_VOX).any():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import pytest
 import torch
-from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import LayerNorm2d
 from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from samunet.artifacts.method import Fact, Lora
 from samunet.artifacts.model_spec import SamSpec
 from samunet.models.peft.state import adapter_parameters, merge
 from samunet.models.sam.encoder import SamEncoder, build_encoder
-from tests.unit.models.model_helpers import images, perturb
+from tests.unit.models.model_helpers import images, perturb, upstream_vit
 from tests.unit.models.peft_helpers import (
     ALL_TARGETS,
     EVERY_METHOD,
@@ -61,21 +60,7 @@ class _PlainTiny(nn.Module):
 def _upstream(spec: SamSpec, size: int) -> nn.Module:
     if spec.family == "tiny_vit":
         return _PlainTiny()
-    encoder: nn.Module = ImageEncoderViT(
-        img_size=size,
-        patch_size=16,
-        embed_dim=32,
-        depth=4,
-        num_heads=2,
-        mlp_ratio=4,
-        out_chans=256,
-        qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=14,
-        global_attn_indexes=(1, 3),
-    )
-    return encoder
+    return upstream_vit(spec, size)
 
 
 def _pair(spec: SamSpec, size: int) -> tuple[nn.Module, SamEncoder]:
