@@ -9,8 +9,10 @@ upstream); folded; checkpointed (folded, and blocks keep only their input).
 
 - Bytes: every tensor that autograd holds after the forward pass under bfloat16 autocast, each storage once, without
   parameters and buffers. On a CPU they are counted with fake tensors, which have shapes but no memory.
-- Times: median of forward and backward of the whole encoder, float32 on a CPU (where a step is affordable), bfloat16
-  autocast on a GPU.
+- Times: forward and backward of the encoder; the forms take turns, and the least of several passes counts. On a GPU the
+  whole encoder in bfloat16 autocast. On a CPU, in processor seconds of one thread and float32, four times a quarter of
+  its blocks: the last of 3 (ViT-B), 6 (L) or 8 (H) has global attention, as in the whole, so only patch embedding and
+  neck count four times. `--whole` times whole encoders there too, to see what that comes to.
 - Layers: one attention layer alone, the least of several forward and backward passes; on a CPU in processor seconds of
   one thread, which others on the machine hardly disturb. The thresholds of samunet/planners/attention.py come from
   these.
@@ -21,12 +23,12 @@ Results go to benchmarks/results/attention.json with the machine, versions and c
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from samunet.artifacts.method import Lora
-from samunet.artifacts.model_spec import TOKEN_SIZE, get_spec
+from samunet.artifacts.model_spec import get_spec
 from samunet.core.files import read_json, write_json
 from samunet.models.peft.lora import inject_lora
 from samunet.models.peft.state import adapter_parameters, freeze_all_but
@@ -49,8 +51,9 @@ RESULTS = Path(__file__).parent / "results" / "attention.json"
 FORMS = ("upstream", "folded_global", "folded", "checkpointed")
 LAYER_FORMS = ("upstream", "folded")
 LAYER_PASSES = 4
-# Tokens times parameters of the largest step that is timed on a CPU: ViT-B at 1024 pixels, ViT-L at 512, ViT-H at 448.
-AFFORDABLE = 5e11
+QUARTER = 4
+# No further turn once the forms of an encoder have taken so long.
+ENOUGH_SECONDS = 60
 # Backbone, tokens per side, images: whole grids and, at 14, also windows.
 LAYERS = [
     ("vit_xs", 14, 8), ("vit_xs", 20, 8), ("vit_xs", 28, 8), ("vit_xs", 32, 4), ("vit_xs", 42, 2),
@@ -66,7 +69,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 448, 512, 672, 1024])
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--repetitions", type=int, default=3, help="of a step, after one to warm up")
+    parser.add_argument("--repetitions", type=int, default=3, help="of a step, fewer where it takes minutes")
+    parser.add_argument("--whole", action="store_true", help="on a CPU, time whole encoders beside their quarters")
     parser.add_argument("--no-times", action="store_true", help="count bytes only")
     parser.add_argument("--layers-only", action="store_true", help="time single layers only")
     options = parser.parse_args()
@@ -74,35 +78,42 @@ def main() -> None:
     if not options.layers_only:
         for backbone in options.backbones:
             for size in options.sizes:
-                for form in options.forms:
-                    fill_encoder_row(results, backbone, size, form, options)
+                fill_encoder_rows(results, backbone, size, options)
     if not options.no_times:
         for backbone, grid, batch in LAYERS:
             fill_layer_row(results, backbone, grid, batch, options.device)
     print(table(results))
 
 
-def fill_encoder_row(results: dict[str, Any], backbone: str, size: int, form: str, options: argparse.Namespace) -> None:
-    """Add what is missing of one encoder's row and write it down."""
-    name = f"{backbone} {size} px {form} {options.device}"
-    row = dict(results["encoders"].get(name, {}))
-    measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "saved_mib": lambda: count_row(backbone, size, form, options.device),
-        "seconds": lambda: time_row(backbone, size, form, options.device, options.repetitions),
-    }
-    if options.no_times or not affordable(backbone, size, options.device):
-        del measures["seconds"]
-    missing = [] if "failed" in row else [measure for key, measure in measures.items() if key not in row]
-    for measure in missing:
-        try:
-            found = measure()
-        except torch.OutOfMemoryError:
-            found = {"failed": "out of memory"}
-        row |= {**found, "provenance": describe(sys.argv[1:])}
-        results["encoders"][name] = row
-        write_json(RESULTS, results)
-    if missing:
-        print(f"{name}: {row.get('saved_mib', '-')} MiB, {row.get('seconds', '-')} s", flush=True)
+def fill_encoder_rows(results: dict[str, Any], backbone: str, size: int, options: argparse.Namespace) -> None:
+    """Add what is missing of an encoder's rows, one per form, and write it down."""
+    names = {form: f"{backbone} {size} px {form} {options.device}" for form in options.forms}
+    rows = {form: dict(results["encoders"].get(name, {})) for form, name in names.items()}
+    for form in [form for form, row in rows.items() if not {"saved_mib", "failed"} & row.keys()]:
+        write_rows(results, names, {form: guarded(partial(count_row, backbone, size, form, options.device))})
+    shares = [1] if options.device == "cuda" else [QUARTER, *([1] if options.whole else [])]
+    for share in [] if options.no_times else shares:
+        key = "seconds" if share == shares[0] else "whole_seconds"
+        missing = [form for form, row in rows.items() if not {key, "failed"} & row.keys()]
+        if missing:
+            write_rows(results, names, time_rows(backbone, size, missing, key, share, options))
+
+
+def write_rows(results: dict[str, Any], names: Mapping[str, str], found: Mapping[str, dict[str, Any]]) -> None:
+    """Add what was measured to the rows of some forms."""
+    for form, measures in found.items():
+        row = results["encoders"].get(names[form], {}) | measures | {"provenance": describe(sys.argv[1:])}
+        results["encoders"][names[form]] = row
+        print(f"{names[form]}: {measures}", flush=True)
+    write_json(RESULTS, results)
+
+
+def guarded(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a measurement finds, or that the memory did not suffice."""
+    try:
+        return measure()
+    except torch.OutOfMemoryError:
+        return {"failed": "out of memory"}
 
 
 def count_row(backbone: str, size: int, form: str, device: str) -> dict[str, Any]:
@@ -115,24 +126,58 @@ def count_row(backbone: str, size: int, form: str, device: str) -> dict[str, Any
     return {"saved_mib": round(saved / 2**20, 1), "counted": "fake tensors" if fake else "real tensors"}
 
 
-def time_row(backbone: str, size: int, form: str, device: str, repetitions: int) -> dict[str, Any]:
-    """Median seconds of forward and backward, and on a GPU the peak of allocated memory."""
-    encoder = build(backbone, size, form).to(device)
+def time_rows(
+    backbone: str, size: int, forms: Sequence[str], key: str, share: int, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Least seconds of a step of several forms that take turns, and on a GPU the peak of allocated memory.
+
+    Args:
+        backbone: Its registered name.
+        size: Input side in pixels.
+        forms: Which.
+        key: Name of the figure.
+        share: A share of the blocks is timed: one of so many.
+        options: Device and repetitions.
+    """
+    device = options.device
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    encoders = {form: build(backbone, size, form, share).to(device) for form in forms}
     images = torch.randn(1, 3, size, size, device=device)
-    seconds = []
-    for _ in range(1 + repetitions):
-        began = time.perf_counter()
-        with autocast(device) if device == "cuda" else nullcontext():
-            embeddings = encoder(images)
-        embeddings.float().square().mean().backward()
-        synchronise(device)
-        seconds.append(time.perf_counter() - began)
-    found = {
-        "seconds": round(statistics.median(seconds[1:]), 4),
-        "all_seconds": [round(s, 4) for s in seconds[1:]],
-        "timed_in": "fp32" if device == "cpu" else "bf16",
-    }
-    return found if device == "cpu" else found | {"peak_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)}
+    passes: dict[str, list[float]] = {form: [] for form in forms}
+    found: dict[str, dict[str, Any]] = {form: {} for form in forms}
+    for _ in range(options.repetitions):
+        for form in [form for form in forms if "failed" not in found[form]]:
+            found[form] |= guarded(partial(time_step, encoders[form], images, passes[form]))
+        if sum(map(sum, passes.values())) > ENOUGH_SECONDS:
+            break
+    torch.set_num_threads(threads)
+    for form in [form for form in forms if "failed" not in found[form]]:
+        seconds = [round(share * s, 4) for s in passes[form]]
+        timed = {key: min(seconds), f"all_{key}": seconds, "timed_in": "fp32" if device == "cpu" else "bf16"}
+        found[form] |= timed | ({"blocks": f"1 of {share}, times {share}"} if share > 1 else {})
+    return found
+
+
+def time_step(encoder: VitEncoder, images: Tensor, passes: list[float]) -> dict[str, Any]:
+    """Add the seconds of one forward and backward pass; returns what it needed of a GPU's memory on top."""
+    device = images.device.type
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    before = 0
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    synchronise(device)
+    began = clock()
+    with autocast(device) if device == "cuda" else nullcontext():
+        embeddings = encoder(images)
+    embeddings.float().square().mean().backward()
+    synchronise(device)
+    passes.append(clock() - began)
+    if device == "cpu":
+        return {}
+    return {"peak_mib": round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)}
 
 
 def fill_layer_row(results: dict[str, Any], backbone: str, grid: int, batch: int, device: str) -> None:
@@ -177,11 +222,14 @@ def time_layer(layer: nn.Module, tokens: Tensor, device: str) -> tuple[float, fl
     return between - began, clock() - between
 
 
-def build(backbone: str, size: int, form: str) -> VitEncoder:
-    """An encoder with random weights and LoRA on q and v of every block, which alone trains."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    encoder = VitEncoder(get_spec(backbone), image_size=size)
+def build(backbone: str, size: int, form: str, share: int = 1) -> VitEncoder:
+    """An encoder, or a share of its blocks, with random weights and LoRA on q and v of each, which alone trains."""
+    spec = get_spec(backbone)
+    if share > 1:
+        depth = spec.depth // share
+        assert spec.global_blocks == tuple(range(depth - 1, spec.depth, depth))
+        spec = spec.model_copy(update={"depth": depth, "global_blocks": (depth - 1,)})
+    encoder = VitEncoder(spec, image_size=size)
     inject_lora(encoder, Lora(targets=("q", "v"), rank=4))
     freeze_all_but(encoder, adapter_parameters(encoder))
     if form != "upstream":
@@ -237,13 +285,6 @@ def id_of(tensor: Tensor) -> int:
 
 def autocast(device: str, precision: torch.dtype = torch.bfloat16) -> torch.autocast:
     return torch.autocast(device, dtype=precision)
-
-
-def affordable(backbone: str, size: int, device: str) -> bool:
-    """Whether a step takes seconds, not minutes."""
-    spec = get_spec(backbone)
-    parameters = 12 * spec.depth * spec.embed_dim**2
-    return device != "cpu" or parameters * (size // TOKEN_SIZE) ** 2 <= AFFORDABLE
 
 
 def synchronise(device: str) -> None:
