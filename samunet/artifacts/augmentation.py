@@ -16,11 +16,13 @@ class Augmentation(Schema):
         enabled: Whether images are varied at all, mirrored ones included.
         rotation_deg: Largest in-plane rotation to either side, in degrees.
         scale: Least and largest factor by which a tile is scaled.
+        frequency: Factor on the probabilities of nnU-Net's table.
     """
 
     enabled: bool = True
     rotation_deg: float = Field(default=15.0, ge=0, le=180)
     scale: tuple[float, float] = (0.7, 1.4)
+    frequency: float = Field(default=1.0, ge=0, le=10)
 
     @model_validator(mode="before")
     @classmethod
@@ -35,5 +37,9 @@ class Augmentation(Schema):
 
     def __str__(self) -> str:
         """In a few words."""
+        if not self.enabled:
+            return "none"
         least, largest = self.scale
-        return f"{self.rotation_deg:g} deg, x {least:g} to {largest:g}" if self.enabled else "none"
+        words = [f"{self.rotation_deg:g} deg, x {least:g} to {largest:g}"]
+        words += [f"{self.frequency:g} times as often"] * (self.frequency != 1)
+        return ", ".join(words)

@@ -41,11 +41,20 @@ class SliceAugmentation:
             own, rather than neighbouring slices of one.
         rotation_deg: Largest rotation to either side, in degrees.
         scale: Least and largest scaling factor.
+        frequency: Factor on the probabilities of nnU-Net's table.
     """
 
-    def __init__(self, *, tile: int, separate_channels: bool, rotation_deg: float, scale: tuple[float, float]) -> None:
-        self._spatial = _spatial_transform(tile, float(np.deg2rad(rotation_deg)), scale)
-        self._intensities = _intensity_transforms(separate_channels)
+    def __init__(
+        self,
+        *,
+        tile: int,
+        separate_channels: bool,
+        rotation_deg: float,
+        scale: tuple[float, float],
+        frequency: float = 1.0,
+    ) -> None:
+        self._spatial = _spatial_transform(tile, float(np.deg2rad(rotation_deg)), scale, frequency)
+        self._intensities = _intensity_transforms(separate_channels, frequency)
 
     def __call__(self, image: NDArray[np.float32], maps: NDArray[np.int16]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Augment one tile.
@@ -112,7 +121,7 @@ def _unfold(folded: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
     return folded.reshape(like.shape[1], like.shape[0], *folded.shape[2:]).swapaxes(0, 1)
 
 
-def _spatial_transform(tile: int, angle: float, scale: tuple[float, float]) -> AbstractTransform:
+def _spatial_transform(tile: int, angle: float, scale: tuple[float, float], frequency: float) -> AbstractTransform:
     return SpatialTransform(
         (tile, tile),
         patch_center_dist_from_border=None,
@@ -128,23 +137,29 @@ def _spatial_transform(tile: int, angle: float, scale: tuple[float, float]) -> A
         border_cval_seg=IGNORE_INDEX,
         order_seg=0,
         random_crop=False,
-        p_rot_per_sample=0.2,
-        p_scale_per_sample=0.2,
+        p_rot_per_sample=min(1.0, 0.2 * frequency),
+        p_scale_per_sample=min(1.0, 0.2 * frequency),
     )
 
 
-def _intensity_transforms(separate: bool) -> AbstractTransform:
+def _intensity_transforms(separate: bool, frequency: float) -> AbstractTransform:
     """Transforms of (B, C, D, V, V)."""
+
+    def often(probability: float) -> float:
+        return min(1.0, probability * frequency)
+
     return Compose(
         [
-            GaussianNoiseTransform(p_per_sample=0.1),
-            InPlaneBlur((0.5, 1.0), p_per_sample=0.2, p_per_channel=0.5),
-            BrightnessMultiplicativeTransform(multiplier_range=(0.75, 1.25), per_channel=separate, p_per_sample=0.15),
-            ContrastAugmentationTransform(per_channel=separate, p_per_sample=0.15),
-            SimulateLowResolutionTransform(
-                zoom_range=(0.5, 1), per_channel=separate, p_per_channel=0.5, p_per_sample=0.25, ignore_axes=(0,)
+            GaussianNoiseTransform(p_per_sample=often(0.1)),
+            InPlaneBlur((0.5, 1.0), p_per_sample=often(0.2), p_per_channel=0.5),
+            BrightnessMultiplicativeTransform(
+                multiplier_range=(0.75, 1.25), per_channel=separate, p_per_sample=often(0.15)
             ),
-            GammaTransform((0.7, 1.5), True, separate, retain_stats=True, p_per_sample=0.1),
-            GammaTransform((0.7, 1.5), False, separate, retain_stats=True, p_per_sample=0.3),
+            ContrastAugmentationTransform(per_channel=separate, p_per_sample=often(0.15)),
+            SimulateLowResolutionTransform(
+                zoom_range=(0.5, 1), per_channel=separate, p_per_channel=0.5, p_per_sample=often(0.25), ignore_axes=(0,)
+            ),
+            GammaTransform((0.7, 1.5), True, separate, retain_stats=True, p_per_sample=often(0.1)),
+            GammaTransform((0.7, 1.5), False, separate, retain_stats=True, p_per_sample=often(0.3)),
         ]
     )

@@ -137,6 +137,7 @@ class SliceDataset(Dataset[Sample]):
                 separate_channels=self._separate,
                 rotation_deg=recipe.augmentation.rotation_deg,
                 scale=recipe.augmentation.scale,
+                frequency=recipe.augmentation.frequency,
             )
             if augment
             else None

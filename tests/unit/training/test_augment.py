@@ -200,3 +200,21 @@ def test_planned_limits_hold():
             found.add(round(float(np.degrees(np.arctan2(columns.mean() - middle, middle - rows.mean())))))
     assert max(map(abs, angles[15.0])) <= 20
     assert max(map(abs, angles[180.0])) > 90
+
+
+def test_frequency_is_how_often_images_are_varied():
+    """Of many tiles none is changed at 0, few are left as they are at the most, and more at 2.5 than at 1."""
+    image, maps = make_slab(1)
+
+    def unchanged(frequency: float) -> int:
+        augmentation = SliceAugmentation(tile=TILE, separate_channels=True, **USUAL, frequency=frequency)
+        same = 0
+        for seed in range(60):
+            seed_everything(seed)
+            varied, moved = augmentation(image.copy(), maps.copy())
+            same += np.allclose(varied, image, atol=1e-6) and np.array_equal(moved, maps)
+        return same
+
+    counts = [unchanged(frequency) for frequency in (0.0, 1.0, 2.5, 10.0)]
+    assert counts[0] == 60
+    assert counts[0] > counts[1] > counts[2] >= counts[3] == 0
