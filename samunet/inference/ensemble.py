@@ -131,8 +131,10 @@ def _chunks(shape: Sequence[int]) -> list[slice]:
 class EnsemblePredictor:
     """Segments volumes with models of different configurations or methods, each an average over its own folds.
 
+    One of them at a time is on the device, so that it needs no more memory than the largest.
+
     Args:
-        predictors: One per model folder, for the same channels and labels.
+        predictors: One per model folder, for the same channels and labels; at rest.
 
     Raises:
         CheckpointError: If they are not.
@@ -166,9 +168,13 @@ class EnsemblePredictor:
             masks: list[Restored] = []
             for index, (predictor, own) in enumerate(zip(self.predictors, case, strict=True)):
                 place = on_disk(Path(folder) / f"{index}.npy")
-                restored = predictor.predict_prepared(
-                    own, with_probabilities=True, allocate=place, with_signs=with_signs
-                )
+                predictor.wake()
+                try:
+                    restored = predictor.predict_prepared(
+                        own, with_probabilities=True, allocate=place, with_signs=with_signs
+                    )
+                finally:
+                    predictor.rest()
                 assert restored.probabilities is not None
                 members.append(restored.probabilities)
                 if with_signs:

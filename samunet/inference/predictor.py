@@ -79,6 +79,16 @@ class Predictor:
         members = load_members(model_folder, chosen, checkpoint=checkpoint, device=place)
         return cls(members, device=place, mirror=mirror)
 
+    def rest(self) -> None:
+        """Take the models off a GPU, so that others find room there, until :meth:`wake`."""
+        for model in self._models:
+            model.to("cpu")
+
+    def wake(self) -> None:
+        """Put the models back where they predict."""
+        for model in self._models:
+            model.to(self._device)
+
     @property
     def identities(self) -> dict[str, str]:
         """Fold to hash of what its checkpoint says it is."""

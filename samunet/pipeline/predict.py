@@ -165,16 +165,20 @@ def _save(run: PredictionReport, results: Sequence[CasePrediction], output: Path
 
 def _load(request: PredictionRequest) -> Predictor | EnsemblePredictor:
     """The models asked for: the average of one folder's folds, or of several folders."""
-    members = [
-        Predictor.from_folder(
-            folder,
-            folds=request.folds,
-            checkpoint=request.checkpoint,
-            device=request.device,
-            mirror=request.mirror,
+    folders = (request.model_folder, *request.others)
+    members = []
+    for folder in folders:
+        members.append(
+            Predictor.from_folder(
+                folder,
+                folds=request.folds,
+                checkpoint=request.checkpoint,
+                device=request.device,
+                mirror=request.mirror,
+            )
         )
-        for folder in (request.model_folder, *request.others)
-    ]
+        if len(folders) > 1:
+            members[-1].rest()
     return members[0] if len(members) == 1 else EnsemblePredictor(members)
 
 

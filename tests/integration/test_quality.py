@@ -16,7 +16,9 @@ from samunet.artifacts.quality import Calibration, QualityReport
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema
 from samunet.core.files import read_json, write_json
+from samunet.core.geometry import Geometry
 from samunet.core.log import SilentReporter
+from samunet.core.volume import Volume
 from samunet.datasets.raw import load_raw_dataset
 from samunet.imageio import read_labels, read_volume, write_image
 from samunet.inference.ensemble import EnsemblePredictor
@@ -174,6 +176,32 @@ def test_intensities_are_those_of_the_model_whose_preprocessing_is_compared(fold
     assert len(judge.fits) == 1
     assert "no readable calibration beside the checkpoint" in judge.note
     assert len(judge_of(EnsemblePredictor([second, first]), fold.parent, other).facts.intensities) == 6
+
+
+def test_one_model_of_an_ensemble_is_on_the_device_at_a_time(fold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wakes before its turn and rests after it, also when it fails."""
+    members = [Predictor.from_folder(fold.parent, device="cpu") for _ in range(2)]
+    awake: list[int] = []
+    predict, wake, rest = Predictor.predict_prepared, Predictor.wake, Predictor.rest
+    seen = []
+
+    def watched(self: Predictor, *args: object, **kwargs: object) -> object:
+        seen.append(list(awake))
+        if len(seen) > 2:
+            raise MemoryError
+        return predict(self, *args, **kwargs)
+
+    monkeypatch.setattr(Predictor, "wake", lambda self: (awake.append(members.index(self)), wake(self))[1])
+    monkeypatch.setattr(Predictor, "rest", lambda self: (awake.remove(members.index(self)), rest(self))[1])
+    monkeypatch.setattr(Predictor, "predict_prepared", watched)
+    ensemble = EnsemblePredictor(members)
+    image = np.random.default_rng(0).random((1, 12, 20, 20), dtype=np.float32)
+    volume = Volume(image, Geometry.from_spacing(image.shape[1:], (1.0, 1.0, 1.0)))
+    ensemble.predict(volume)
+    with pytest.raises(MemoryError):
+        ensemble.predict(volume)
+    assert seen == [[0], [1], [0]]
+    assert awake == []
 
 
 def test_kept_masks_keep_their_estimates(fold: Path, tmp_path: Path) -> None:
