@@ -1,6 +1,7 @@
 """What each part of the training recipe is worth, one change at a time, for the same processor minutes.
 
     python -m benchmarks.recipe --data FOLDER/Dataset004_Hippocampus --minutes 15 --seeds 12345
+    python -m benchmarks.recipe --data FOLDER/Dataset... --minutes 4 --num-cases 5 --only "as planned" "2d"
 
 Selection only: trains on four fifths of fold 0's training cases and scores the rest of them, so that the fold's own
 validation cases decide nothing. Rows are the plan from random weights and changes of it. Cells whose result exists are
@@ -19,7 +20,7 @@ from typing import Any
 
 from benchmarks.cells import RESULTS, Cell, paired, plan, run_cells
 from benchmarks.methods import row
-from samunet.artifacts.plan import load_plan
+from samunet.artifacts.plan import Recipe, load_plan
 from samunet.artifacts.workspace import Workspace
 from samunet.core.files import read_json, write_json
 
@@ -66,6 +67,9 @@ CHANGES: dict[str, Change] = {
     "batch 32": Change("batch", {"batch_size": 32}),
     "no averaged weights": Change("EMA", {"ema_decay": 0.0}),
     "no augmentation": Change("augmentation", words=("--no-augmentation",)),
+    # A little off the rule's 1, as a subset takes over what the rule says and keeps what was edited.
+    "nnU-Net's augmentation": Change("augmentation", {"augmentation": {"frequency": 1.001}}),
+    "augmentation 2.5 times as often": Change("augmentation", {"augmentation": {"frequency": 2.499}}),
     "ViT instead of TinyViT": Change("backbone", {"backbone": "vit_xs"}),
 }
 
@@ -76,6 +80,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="raw dataset folders")
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[12345])
+    parser.add_argument("--num-cases", type=int, help="train on a subset of so many cases")
     parser.add_argument("--only", nargs="+", choices=tuple(CHANGES), help="rows to run")
     parser.add_argument("--workspace", type=Path, default=Path("samunet_workspace"))
     parser.add_argument("--table", action="store_true", help="only print the table")
@@ -100,6 +105,10 @@ def cells(data: Path, options: argparse.Namespace) -> list[Cell]:
             words = ("--weights", "none", "-c", configuration, "--seed", f"{seed}", *change.words)
             facts = {"dataset": data.name, "group": change.group, "change": title, "minutes": options.minutes}
             name = f"{data.name} {title} seed {seed} {options.minutes:g} min"
+            if options.num_cases:
+                words += ("--num-cases", f"{options.num_cases}")
+                facts |= {"num_cases": options.num_cases}
+                name += f" {options.num_cases} cases"
             made.append(Cell(name, data, options.minutes, words, facts, preprocessed=preprocessed))
     return made
 
@@ -117,7 +126,10 @@ def install(dataset: str, source: Workspace, preprocessed: Path) -> dict[str, st
         names[title] = parent
         if change.recipe:
             names[title] = f"changed_{number}"
-            edits = {name: {"value": value, "reason": title} for name, value in change.recipe.items()}
+            recipe = planned.configuration(parent).recipes["none"]["cpu"]
+            edits = {
+                name: {"value": edited(recipe, name, value), "reason": title} for name, value in change.recipe.items()
+            }
             content["configurations"][names[title]] = {
                 "inherits_from": parent,
                 "recipes": {"none": {"cpu": edits}},
@@ -133,6 +145,11 @@ def install(dataset: str, source: Workspace, preprocessed: Path) -> dict[str, st
     file = source.splits_file(dataset)
     write_json(folder / file.name, [selection(read_json(file)[0]["train"])])
     return names
+
+
+def edited(recipe: Recipe, name: str, value: Any) -> Any:
+    """A field's new value; of the augmentation, only what the change names is new."""
+    return recipe.augmentation.value.model_dump() | value if name == "augmentation" else value
 
 
 def selection(cases: list[str]) -> dict[str, list[str]]:
@@ -158,22 +175,22 @@ def table(results: dict[str, Any]) -> str:
     ]
     lines = [row(head), row(["---"] * len(head))]
     found = [cell for cell in results.values() if "failed" not in cell]
-    keys = sorted({(c["dataset"], c["minutes"]) for c in found})
-    for dataset, minutes in keys:
-        for title, change in CHANGES.items():
-            same = [c for c in found if (c["dataset"], c["minutes"], c["change"]) == (dataset, minutes, title)]
-            if not same:
-                continue
-            plans = {
-                c["seed"]: c for c in found if (c["dataset"], c["minutes"], c["change"]) == (dataset, minutes, PLANNED)
-            }
+    runs: dict[tuple[str, int, float], dict[str, list[dict[str, Any]]]] = {}
+    for cell in found:
+        run = runs.setdefault((cell["dataset"], cell.get("num_cases", 0), cell["minutes"]), {})
+        run.setdefault(cell["change"], []).append(cell)
+    for (dataset, num_cases, minutes), cells_of in sorted(runs.items()):
+        where = f"{dataset}, {num_cases} cases" if num_cases else dataset
+        plans = {cell["seed"]: cell for cell in cells_of.get(PLANNED, [])}
+        for title in [title for title in CHANGES if title in cells_of]:
+            change, same = CHANGES[title], cells_of[title]
             pairs = [paired(c, plans[c["seed"]]) for c in same if c["seed"] in plans]
             shown = "; ".join(f"{100 * m:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})" for m, low, high in pairs)
             mean = sum(c["mean_dice"] for c in same) / len(same)
             steps, speed = same[0]["steps"], same[0]["images_per_second"]
             text = shown if title != PLANNED else ""
             lines.append(
-                row([dataset, change.group, title, f"{minutes:g}", len(same), f"{mean:.3f}", text, steps, speed])
+                row([where, change.group, title, f"{minutes:g}", len(same), f"{mean:.3f}", text, steps, speed])
             )
     return "\n".join(lines)
 
