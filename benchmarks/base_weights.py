@@ -170,7 +170,7 @@ def random_object(labels: NDArray[np.uint8], generator: np.random.Generator) -> 
     """One object of an image."""
     values = [v for v in np.unique(labels) if v and (labels == v).sum() >= 20]
     if not values:
-        return labels == labels.max()
+        return np.asarray(labels == labels.max())
     found = largest_object(labels == values[int(generator.integers(len(values)))])
     assert found is not None
     return found

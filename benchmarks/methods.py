@@ -67,7 +67,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     made = []
     for backbone in BACKBONES:
         facts = {"preset": RANDOM, "oracle_prompts": False}
-        words = ("--weights", "none", "--backbone", backbone)
+        words: tuple[str, ...] = ("--weights", "none", "--backbone", backbone)
         made.append(Cell(f"{RANDOM} {backbone}", options.data, options.minutes, words, facts))
         for preset in (*AUTOMATIC, *PROMPTED):
             if options.only and preset not in options.only:

@@ -41,8 +41,8 @@ def _shape(generator: np.random.Generator, side: int) -> NDArray[np.bool_]:
     size = side * float(np.exp(generator.uniform(np.log(0.06), np.log(0.3))))
     kind = int(generator.integers(3))
     if kind == 0:
-        radii = size * generator.uniform(0.4, 1.0, 2)
-        found = ellipse(*centre, *radii, shape=mask.shape, rotation=generator.uniform(0, np.pi))
+        (row, column), (high, wide) = centre, size * generator.uniform(0.4, 1.0, 2)
+        found = ellipse(row, column, high, wide, shape=mask.shape, rotation=generator.uniform(0, np.pi))
         mask[found] = True
     elif kind == 1:
         angles = np.sort(generator.uniform(0, 2 * np.pi, int(generator.integers(5, 12))))
@@ -62,5 +62,5 @@ def _texture(
     """Smooth noise of a given standard deviation."""
     cells = max(2, int(side * (generator.uniform(0.02, 0.4) if scale is None else 0.02)))
     coarse = generator.normal(0, 1, (cells, cells))
-    smooth = ndimage.zoom(coarse, side / cells, order=1)[:side, :side]
+    smooth: NDArray[np.float64] = ndimage.zoom(coarse, side / cells, order=1)[:side, :side]
     return amount * smooth / max(float(smooth.std()), 1e-6)

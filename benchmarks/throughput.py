@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,7 +70,13 @@ def slices_per_second(backbone: str, size: int, batch: int, seconds: float, devi
     return steps * batch / (time.monotonic() - began)
 
 
-INPUT = {"num_tokens": NUM_TOKENS, "num_input_channels": 3, "channels": "repeat", "weights": None, "seed": 0}
+INPUT: dict[str, Any] = {
+    "num_tokens": NUM_TOKENS,
+    "num_input_channels": 3,
+    "channels": "repeat",
+    "weights": None,
+    "seed": 0,
+}
 
 
 def recipe(backbone: str, size: int) -> ResolvedRecipe:

@@ -72,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
     """Bytes of all tensors alive, each storage once, and their peak per phase."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.now = 0
         self.phase = "build"
         self.peaks: dict[str, int] = {}
