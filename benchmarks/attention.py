@@ -315,7 +315,8 @@ def markdown(results: dict[str, Any]) -> str:
         backbone, size, _, form, device = name.split()
         rows.setdefault(f"{backbone} {size} px, {device}", {})[form] = found
     for name, forms in rows.items():
-        cells = [f"{forms.get(form, {}).get(key, '')}" for key in ("saved_mib", "seconds") for form in FORMS]
+        saved, seconds = ([forms.get(form, {}).get(key, "") for form in FORMS] for key in ("saved_mib", "seconds"))
+        cells = [*(f"{value}" for value in saved), *(f"{value:.3g}" if value else "" for value in seconds)]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
 
