@@ -69,7 +69,9 @@ def _synopsis(name: str, parser: argparse.ArgumentParser) -> str:
 
 def _row(action: argparse.Action, varying: Set[str]) -> str:
     names = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.metavar or action.dest}`"
-    default = "" if action.default in (None, False, argparse.SUPPRESS, [], ()) else f"`{_text(action.default)}`"
+    is_flag = action.nargs == 0  # of two that share a value, as --a and --no-a, the default is the value's
+    has_none = is_flag or action.default in (None, False, argparse.SUPPRESS, [], ())
+    default = "" if has_none else f"`{_text(action.default)}`"
     if action.dest in varying:
         default = "follows the machine's cores"
     value = _value(action) if action.option_strings else ", ".join(map(str, action.choices or ()))

@@ -18,11 +18,13 @@ class CasePrediction(Schema):
         status: "predicted" now, "kept" from an earlier run, "failed", or "pending" while the run has not ended: then
             its mask is there or not.
         problem: Why it failed.
+        source: Hash of its files' names, sizes and times; empty in reports that did not hold it.
     """
 
     case: str
     status: Literal["predicted", "kept", "failed", "pending"]
     problem: str | None = None
+    source: str = ""
 
 
 class ModelUsed(Schema):

@@ -10,6 +10,7 @@ from pathlib import Path
 from samunet.core.errors import UsageError
 
 DEFAULT_WORKSPACE = Path("samunet_workspace")
+DESCRIPTION = "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,28 @@ class Workspace:
             todo="give -d the id, the full name or a path, and check --raw or samunet_raw",
         )
 
-    def raw_folder(self, identifier: str) -> Path:
-        """Folder of a raw dataset given by id, name or path."""
+    def raw_folder(self, identifier: str, *, must_exist: bool = True) -> Path:
+        """Folder of a raw dataset given by id, name or path.
+
+        Args:
+            identifier: As the user gives it.
+            must_exist: Whether the dataset has to be there.
+
+        Raises:
+            UsageError: If it has to be there and is neither in the raw folder nor a path.
+        """
         path = Path(identifier)
-        if path.is_dir() and (path / "dataset.json").is_file():
+        if path.is_dir() and (path / DESCRIPTION).is_file():
             return path.resolve()
-        return self.raw / self.dataset_name(identifier)
+        folder = self.raw / self.dataset_name(identifier)
+        if must_exist and not (folder / DESCRIPTION).is_file():
+            raise UsageError(
+                "there is no such raw dataset",
+                expected=f"{folder / DESCRIPTION}, with imagesTr and labelsTr beside it",
+                found="no such file",
+                todo="put the dataset there, give its path with -d, or the folder that holds it with --raw",
+            )
+        return folder
 
     def preprocessed_folder(self, dataset: str) -> Path:
         """Folder of a dataset's plan and stores."""
@@ -115,7 +132,7 @@ class Workspace:
 
     def description_file(self, dataset: str) -> Path:
         """The copy of dataset.json that training and prediction read."""
-        return self.preprocessed_folder(dataset) / "dataset.json"
+        return self.preprocessed_folder(dataset) / DESCRIPTION
 
     def store_folder(self, dataset: str, key: str) -> Path:
         """Folder of a store."""

@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _sources(options: argparse.Namespace) -> tuple[dict[str, Path], Path, Path | None]:
     """Reference files by case, the prediction folder, and the dataset.json that goes with them."""
-    from samunet.pipeline.evaluate import dataset_references, label_files
+    from samunet.pipeline.evaluate import dataset_references, fold_references, label_files
 
     expected = 1 if options.dataset is not None else 2
     if len(options.folders) != expected:
@@ -101,8 +101,12 @@ def _sources(options: argparse.Namespace) -> tuple[dict[str, Path], Path, Path |
         )
     predictions = options.folders[-1]
     if options.dataset is not None:
-        folder = locate_workspace(options, options.dataset).raw_folder(options.dataset)
-        references = dataset_references(folder, predictions, only=_fold_cases(options, folder.name))
+        workspace = locate_workspace(options, options.dataset)
+        folder = workspace.raw_folder(options.dataset)
+        if options.fold is None:
+            references = dataset_references(folder, predictions)
+        else:
+            references = fold_references(folder, workspace.splits_file(folder.name), options.fold)
         return references, predictions, folder / "dataset.json"
     if options.fold is not None:
         raise UsageError("-f needs -d", todo="give the dataset whose fold it is")
@@ -114,29 +118,18 @@ def _sources(options: argparse.Namespace) -> tuple[dict[str, Path], Path, Path |
     return references, predictions, next((path for path in near if path.is_file()), None)
 
 
-def _fold_cases(options: argparse.Namespace, dataset: str) -> list[str] | None:
-    if options.fold is None:
-        return None
-    from samunet.core.files import read_json
-
-    splits = read_json(locate_workspace(options).splits_file(dataset))
-    if not 0 <= options.fold < len(splits):
-        raise UsageError("this fold does not exist", expected=f"0 to {len(splits) - 1}", found=str(options.fold))
-    return list(splits[options.fold]["val"])
-
-
 def _labels(
     options: argparse.Namespace, found: Path | None, references: list[Path], reporter: TerminalReporter
 ) -> LabelSpec:
-    from samunet.core.labels import LabelSpec
-    from samunet.pipeline.evaluate import labels_from_references, read_dataset_json
+    from samunet.datasets.raw import load_label_spec
+    from samunet.pipeline.evaluate import labels_from_references
 
     path = options.dataset_json or found
     if path is None:
         reporter.info("no dataset.json: structures are the values found in the references")
         return labels_from_references(references, processes=options.processes or 1, reporter=reporter)
     reporter.info(f"labels from {path}")
-    return LabelSpec.from_dataset_json(read_dataset_json(path))
+    return load_label_spec(path)
 
 
 def show_report(report: EvaluationReport, reporter: TerminalReporter) -> None:
@@ -153,7 +146,7 @@ def show_report(report: EvaluationReport, reporter: TerminalReporter) -> None:
         reporter.info(f"mean {score}: {interval_text(report.foreground_mean_interval[score])} ({level})")
     reporter.info(report.rule)
     for key in report.mean:
-        if report.mean[key]["Dice"] is None:
+        if report.metric_per_case and report.mean[key]["Dice"] is None:
             reporter.warn(f"{report.name_of(key)} is in no reference and no prediction: it has no score, in no mean")
 
 

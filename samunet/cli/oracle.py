@@ -98,13 +98,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _labels(options: argparse.Namespace, reporter: TerminalReporter) -> LabelSpec:
-    from samunet.core.labels import LabelSpec
-    from samunet.pipeline.evaluate import read_dataset_json
+    from samunet.datasets.raw import load_label_spec
 
     candidates = [options.input / "dataset.json", options.input.resolve().parent / "dataset.json"]
     if options.dataset is not None:
         workspace = locate_workspace(options, options.dataset)
-        folder = workspace.raw_folder(options.dataset)
+        folder = workspace.raw_folder(options.dataset, must_exist=False)
         candidates = [folder / "dataset.json", workspace.description_file(folder.name)]
     path = options.dataset_json or next((near for near in candidates if near.is_file()), None)
     if path is None:
@@ -114,7 +113,7 @@ def _labels(options: argparse.Namespace, reporter: TerminalReporter) -> LabelSpe
             todo="give -d DATASET or --dataset-json FILE",
         )
     reporter.info(f"labels from {path}")
-    return LabelSpec.from_dataset_json(read_dataset_json(path))
+    return load_label_spec(path)
 
 
 def _frame(options: argparse.Namespace) -> Frame | None:
@@ -124,7 +123,7 @@ def _frame(options: argparse.Namespace) -> Frame | None:
     from samunet.artifacts.plan import load_plan
 
     workspace = locate_workspace(options, options.dataset)
-    file = workspace.plan_file(workspace.raw_folder(options.dataset).name)
+    file = workspace.plan_file(workspace.raw_folder(options.dataset, must_exist=False).name)
     return load_plan(file).frame.value if file.is_file() else None
 
 

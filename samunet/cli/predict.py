@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
             folds=options.folds,
             checkpoint=options.checkpoint,
             postprocess=not options.no_postprocessing,
-            compared=options.prompts is None,
+            prompted=options.prompts is not None,
             mirror=mirror,
             reporter=reporter,
         )

@@ -87,12 +87,16 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run a command body; errors become one message and an exit code (0 well, 1 some cases failed, 2 usage)."""
+    """Run a command body; errors become one message.
+
+    Returns:
+        The body's own exit code (0 all well, 1 some cases failed), 2 if an error ended it, 130 if the user did.
+    """
     try:
         return main()
     except SamunetError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted; what was written is kept", file=sys.stderr, flush=True)
         return 130

@@ -8,6 +8,9 @@ from pathlib import Path
 class SamunetError(Exception):
     """Base of every error a user can cause or meet.
 
+    One that concerns a single case becomes that case's outcome wherever other cases can go on; one that ends a command
+    gives it the exit code of wrong usage or input.
+
     Args:
         problem: What is wrong, one sentence.
         expected: What should have been there.
@@ -16,8 +19,6 @@ class SamunetError(Exception):
         file: The file it concerns.
         todo: What the user can do about it.
     """
-
-    exit_code = 2
 
     def __init__(
         self,
@@ -69,8 +70,6 @@ class ConfigError(SamunetError):
 
 class DataError(SamunetError):
     """A case or a file of a dataset cannot be used."""
-
-    exit_code = 1
 
 
 class GeometryError(DataError):

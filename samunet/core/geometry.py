@@ -25,6 +25,7 @@ SpacingTriple = tuple[float, float, float]
 
 _POSITIVE = ("R", "A", "S")
 _NEGATIVE = ("L", "P", "I")
+_LEAST_VOLUME = 1e-12  # of a voxel, relative to one with the same edges at right angles
 ANATOMICAL_AXES = ("left-right", "anterior-posterior", "superior-inferior")
 
 
@@ -49,7 +50,8 @@ class Geometry:
             raise GeometryError("the affine is not a finite 4x4 matrix", found=np.array2string(affine))
         if not np.allclose(affine[3], (0.0, 0.0, 0.0, 1.0)):
             raise GeometryError("the affine's last row is not 0 0 0 1", found=str(affine[3].tolist()))
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < _LEAST_VOLUME:
             raise GeometryError("the affine is singular: two axes point the same way", found=str(affine.tolist()))
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise GeometryError("a volume needs three positive sizes", found=str(self.shape))

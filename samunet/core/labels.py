@@ -18,6 +18,7 @@ from samunet.core.errors import ConfigError
 
 IGNORE_INDEX = -1
 IGNORE_NAME = "ignore"
+LARGEST_VALUE = int(np.iinfo(np.int16).max)  # the store's label maps are int16
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,16 @@ class LabelSpec:
         """Read ``labels`` and ``regions_class_order`` of an nnU-Net dataset.json.
 
         Raises:
-            ConfigError: If background is not 0, values repeat, or regions lack their order.
+            ConfigError: If a value is no whole number up to LARGEST_VALUE, background is not 0, values repeat, regions
+                lack their order, or masks painted in that order would not show the regions that were predicted.
         """
         labels = content["labels"]
         names = {n: _as_values(n, v) for n, v in labels.items() if n not in ("background", IGNORE_NAME)}
-        ignore = labels.get(IGNORE_NAME)
         if _as_values("background", labels.get("background", 0)) != (0,):
             raise ConfigError("the background label must be 0", found=str(labels.get("background")))
-        order = content.get("regions_class_order")
         has_regions = any(len(v) > 1 for v in names.values())
-        painting = tuple(int(v) for v in order or ())
-        if has_regions and len(painting) != len(names):
-            raise ConfigError(
-                "region-based labels need regions_class_order with one entry per region",
-                expected=f"{len(names)} entries",
-                found=str(order),
-            )
-        spec = cls(names, painting if has_regions else None, None if ignore is None else int(ignore))
+        order = _painting(names, content.get("regions_class_order")) if has_regions else None
+        spec = cls(names, order, _ignore_value(labels.get(IGNORE_NAME)))
         spec._check()
         return spec
 
@@ -68,6 +62,10 @@ class LabelSpec:
             values = [v[0] for v in self.names.values()]
             if len(set(values)) != len(values) or 0 in values:
                 raise ConfigError("label values must be unique and not 0", found=str(dict(self.names)))
+        else:
+            _check_regions(self.names, self.regions_class_order)
+        if self.ignore == self.background:
+            raise ConfigError("the ignore label is also the background's", found=str(self.ignore))
         if self.ignore is not None and any(self.ignore in v for v in self.names.values()):
             raise ConfigError("the ignore label is also the value of a structure", found=str(self.ignore))
 
@@ -91,6 +89,10 @@ class LabelSpec:
         """Every value that may stand in a label map, sorted, with background and ignore."""
         found = {v for values in self.names.values() for v in values} | {self.background}
         return tuple(sorted(found | ({self.ignore} if self.ignore is not None else set())))
+
+    def undeclared_in(self, labels: NDArray[Any]) -> tuple[int, ...]:
+        """The values of a label map that nothing declares, sorted."""
+        return tuple(int(value) for value in np.unique(labels[~np.isin(labels, self.values)]))
 
     def foreground_mask(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """Voxels that belong to any structure: neither background nor ignore."""
@@ -152,4 +154,68 @@ def _as_values(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not values or not all(isinstance(v, int) and v >= 0 for v in values):
         raise ConfigError("a label value must be a non-negative integer or a list of them", found=f"{name}: {value!r}")
+    if max(values) > LARGEST_VALUE:
+        raise ConfigError(
+            "a label value is too large to be stored",
+            expected=f"at most {LARGEST_VALUE}",
+            found=f"{name}: {max(values)}",
+            todo="number the structures from 1, in dataset.json and in the label files",
+        )
     return values
+
+
+def _ignore_value(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)):
+        raise ConfigError("the ignore label must be one value", expected="an integer", found=f"{IGNORE_NAME}: {value}")
+    return _as_values(IGNORE_NAME, value)[0]
+
+
+def _painting(names: Mapping[str, tuple[int, ...]], order: Any) -> tuple[int, ...]:
+    """The value painted for each region."""
+    if not isinstance(order, (list, tuple)) or len(order) != len(names):
+        raise ConfigError(
+            "region-based labels need regions_class_order with one entry per region",
+            expected=f"{len(names)} entries",
+            found=str(order),
+        )
+    return _as_values("regions_class_order", order)
+
+
+def _check_regions(names: Mapping[str, tuple[int, ...]], order: Sequence[int]) -> None:
+    """Refuse regions whose painted masks would not show what was predicted, though every region were predicted right.
+
+    nnU-Net checks the number of entries alone. What it documents passes: regions that enclose others come first, each
+    painted with a value of its own that is in none of those inside.
+    """
+    seen: dict[frozenset[int], str] = {}
+    for (name, values), painted in zip(names.items(), order, strict=True):
+        region = f"{name}: {list(values)}"
+        if 0 in values:
+            raise ConfigError("a region contains the background", found=region, todo="take 0 out of the region")
+        other = seen.setdefault(frozenset(values), name)
+        if other != name:
+            raise ConfigError("two regions have the same values", found=f"{other} and {region}", todo="declare one")
+        if painted not in values:
+            raise ConfigError(
+                "regions_class_order paints a region with a value that does not belong to it",
+                expected=f"one of {list(values)} for {name}",
+                found=str(painted),
+                todo="give the values in the order in which the regions are declared",
+            )
+    for value in sorted({value for values in names.values() for value in values}):
+        inside = _regions_with(value, names)
+        painted = [chosen for name, chosen in zip(names, order, strict=True) if name in inside][-1]
+        if _regions_with(painted, names) != inside:
+            raise ConfigError(
+                "masks painted in regions_class_order would not show the regions that are predicted",
+                expected=f"voxels of {' and '.join(inside)} (label value {value}) painted with a value of just these",
+                found=f"{painted}, a value of {' and '.join(_regions_with(painted, names))}",
+                todo="declare regions that enclose others first, paint each with a value that is in none of those "
+                "inside, and declare a part that regions share as a region of its own after them",
+            )
+
+
+def _regions_with(value: int, names: Mapping[str, tuple[int, ...]]) -> list[str]:
+    return [name for name, values in names.items() if value in values]

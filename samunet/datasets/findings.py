@@ -23,6 +23,7 @@ class Finding:
         file: The file it concerns.
         expected: What should have been there.
         found: What was there instead.
+        todo: What the user can do about it.
     """
 
     severity: Severity
@@ -31,15 +32,17 @@ class Finding:
     file: Path | None = None
     expected: str | None = None
     found: str | None = None
+    todo: str | None = None
 
     @classmethod
     def from_error(cls, error: SamunetError, *, case: str | None = None, file: Path | None = None) -> Finding:
         """The finding that says what an exception said."""
-        return cls("error", error.problem, error.case or case, error.file or file, error.expected, error.found)
+        case, file = error.case or case, error.file or file
+        return cls("error", error.problem, case, file, error.expected, error.found, error.todo)
 
     def render(self) -> str:
         """Several lines: severity, case and problem, then what is known about them."""
-        rows = [("file", self.file), ("expected", self.expected), ("found", self.found)]
+        rows = [("file", self.file), ("expected", self.expected), ("found", self.found), ("what to do", self.todo)]
         details = [f"    {name}: {value}" for name, value in rows if value is not None]
         return "\n".join([f"[{self.severity}] {self.case or 'dataset'}: {self.problem}", *details])
 

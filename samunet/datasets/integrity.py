@@ -17,7 +17,7 @@ from samunet.core.geometry import Geometry
 from samunet.core.labels import LabelSpec
 from samunet.core.log import Reporter, SilentReporter
 from samunet.datasets.findings import Finding, Severity, VerificationReport
-from samunet.datasets.raw import duplicated_names
+from samunet.datasets.raw import duplicated_names, other_endings, surplus_channels
 from samunet.distributed.casewise import map_cases
 from samunet.imageio import MISMATCH_VOX, ROUNDING_VOX, read_labels, read_volume
 
@@ -95,6 +95,8 @@ def _check_folder(dataset: RawDataset) -> list[Finding]:
                 found=str(len(dataset.training)),
             )
         )
+    if dataset.description.dataset is None:
+        findings += other_endings(dataset.folder / "imagesTr", dataset.description.file_ending)
     return findings + _labels_without_image(dataset)
 
 
@@ -111,7 +113,7 @@ def _labels_without_image(dataset: RawDataset) -> list[Finding]:
 def _check_case(job: _Job) -> _Checked:
     """Check one case: its channels, then its label map against the first channel's grid."""
     case = job.case
-    findings: list[Finding] = []
+    findings = surplus_channels([case], job.num_channels)
     digest = hashlib.blake2b(digest_size=16)
     grid: Geometry | None = None
     channels_found = 0
@@ -149,10 +151,10 @@ def _check_label(job: _Job, grid: Geometry | None) -> list[Finding]:
         volume = read_labels(case.label, case=case.name)
     except DataError as error:
         return [Finding.from_error(error, case=case.name, file=case.label)]
-    findings = [] if grid is None else _compare_grids(grid, volume.geometry, case, case.label, "the label map")
-    values = np.unique(volume.data).tolist()
-    undeclared = [value for value in values if value not in job.labels.values]
-    if undeclared:
+    notes = volume.header.notes if volume.header else ()
+    findings = [Finding("warning", f"the label map: {note}", case.name, case.label) for note in notes]
+    findings += [] if grid is None else _compare_grids(grid, volume.geometry, case, case.label, "the label map")
+    if undeclared := job.labels.undeclared_in(volume.data):
         findings.append(
             Finding(
                 "error",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from samunet.artifacts.dataset import Case, DatasetDescription, RawDataset
-from samunet.core.errors import ConfigError, SamunetError, UsageError
+from samunet.core.errors import ConfigError, UsageError
 from samunet.core.files import read_json, strip_ending
+from samunet.core.labels import LabelSpec
 from samunet.datasets.findings import Finding
-from samunet.imageio import ENDINGS
+from samunet.imageio import ENDINGS, ending_of
 
 GROUPS_FILE = "case_groups.json"
+_NAMES_SHOWN = 12
 _COLOUR_ENDINGS = (".png", ".tif", ".tiff")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
@@ -30,7 +32,7 @@ def load_raw_dataset(folder: Path) -> RawDataset:
     """
     description = load_description(folder / "dataset.json")
     if description.dataset is not None:
-        training = _explicit_cases(folder, description.dataset)
+        training = explicit_cases(folder, description.dataset)
     else:
         found = find_cases(folder / "imagesTr", num_channels=len(description.channels), ending=description.file_ending)
         labels = folder / "labelsTr"
@@ -60,13 +62,26 @@ def load_description(file: Path) -> DatasetDescription:
     return description
 
 
+def load_label_spec(file: Path) -> LabelSpec:
+    """Read what a dataset.json says of labels, whatever else it holds.
+
+    Raises:
+        ConfigError: If it is no JSON, or declares no labels or contradictory ones.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
+        raise ConfigError("dataset.json declares no labels", expected='"labels": {"background": 0, ...}', file=file)
+    return _label_spec(content, file)
+
+
 def list_cases(folder: Path, *, num_channels: int, ending: str) -> tuple[tuple[Case, ...], tuple[Finding, ...]]:
     """Find the cases of a folder of images to predict.
 
-    Files of the dataset's ending are taken; where there are none, those of every other readable ending.
+    Files of the dataset's ending are taken, as in nnU-Net; where there are none, those of every other readable ending.
 
     Returns:
-        The cases that are complete, and a finding for each one that is not.
+        The cases whose files are those of one image, and findings: an error for each one whose files are not, a warning
+        if readable files are left out.
 
     Raises:
         UsageError: If the folder does not exist or holds no image.
@@ -74,37 +89,38 @@ def list_cases(folder: Path, *, num_channels: int, ending: str) -> tuple[tuple[C
     if not folder.is_dir():
         raise UsageError("the input folder does not exist", file=folder)
     cases = find_cases(folder, num_channels=num_channels, ending=ending)
+    left_out = other_endings(folder, ending)
     if not cases:
-        others = [find_cases(folder, num_channels=num_channels, ending=other) for other in ENDINGS]
+        spellings = {file.name[-len(ending_of(file)) :] for file in _images(folder)}
+        others = [find_cases(folder, num_channels=num_channels, ending=other) for other in sorted(spellings)]
         cases = tuple(sorted((case for found in others for case in found), key=lambda case: case.name))
+        left_out = []
     if not cases:
         raise UsageError("the input folder holds no image", expected=f"files as CASE_0000{ending}", file=folder)
-    findings = [*missing_channels(cases), *duplicated_names(cases)]
-    bad = {finding.case for finding in findings}
-    return tuple(case for case in cases if case.name not in bad), tuple(findings)
+    faults = [*missing_channels(cases), *surplus_channels(cases, num_channels), *duplicated_names(cases)]
+    bad = {finding.case for finding in faults}
+    return tuple(case for case in cases if case.name not in bad), (*faults, *left_out)
 
 
 def find_cases(folder: Path, *, num_channels: int, ending: str) -> tuple[Case, ...]:
-    """Group a folder's files into cases as nnU-Net does, sorted by name.
+    """Group a folder's files into cases as nnU-Net does, sorted by name; every file belongs to one.
 
-    With one channel a file needs no ``_0000``; with three, one colour file counts as all three.
+    With one channel a file needs no ``_0000``; with three, one colour file counts as all three. Where one file is
+    enough, a number at the end of a name is a channel only if there is a ``_0000`` of the same name.
+
+    A case's files are those of all channels, whether they exist or not, and those of surplus numbers.
     """
-    if not folder.is_dir():
-        return ()
-    stems = sorted(
-        strip_ending(file.name, ending)
-        for file in folder.iterdir()
-        if file.name.endswith(ending) and not file.name.startswith(".") and file.is_file()
-    )
-    found: dict[str, set[str]] = {}
+    stems = {strip_ending(file.name, ending) for file in _images(folder) if file.name.endswith(ending)}
+    colour = num_channels == 3 and ending.lower() in _COLOUR_ENDINGS
+    one_is_enough = num_channels == 1 or colour
+    found: dict[str, set[int]] = {}
     bare: set[str] = set()
     for stem in stems:
         match = _CHANNEL.match(stem)
-        if match and (num_channels > 1 or match["channel"] == "0000" or f"{match['case']}_0000" in stems):
-            found.setdefault(match["case"], set()).add(match["channel"])
+        if match and not (one_is_enough and f"{match['case']}_0000" not in stems):
+            found.setdefault(match["case"], set()).add(int(match["channel"]))
         else:
             bare.add(stem)
-    colour = num_channels == 3 and ending in _COLOUR_ENDINGS
     cases = [_suffixed_case(folder, name, found[name], num_channels, ending, colour) for name in found]
     cases += [_bare_case(folder, name, num_channels, ending, colour) for name in bare]
     return tuple(sorted(cases, key=lambda case: case.name))
@@ -113,11 +129,38 @@ def find_cases(folder: Path, *, num_channels: int, ending: str) -> tuple[Case, .
 def missing_channels(cases: Iterable[Case]) -> list[Finding]:
     """A finding for each image file that should be there and is not."""
     return [
-        Finding("error", f"channel {index} is missing", case.name, file, expected=file.name, found="no such file")
+        Finding(
+            "error", f"channel {index} is missing", case.name, file, file.name, "no such file", _advice(case.images)
+        )
         for case in cases
         for index, file in enumerate(case.images)
         if not file.is_file()
     ]
+
+
+def surplus_channels(cases: Iterable[Case], num_channels: int) -> list[Finding]:
+    """A finding for each case with more files than channels: it may be several images."""
+    return [
+        Finding(
+            "error",
+            "there are more files than channels",
+            case.name,
+            case.images[0].parent,
+            expected=_listed(case.images[:num_channels]),
+            found=f"{_listed(case.images[num_channels:])} too",
+            todo=_advice(case.images),
+        )
+        for case in cases
+        if len(case.images) > num_channels
+    ]
+
+
+def other_endings(folder: Path, ending: str) -> list[Finding]:
+    """A warning that names the readable files of a folder which do not have the dataset's ending."""
+    files = [file for file in _images(folder) if not file.name.endswith(ending)]
+    todo = "convert them, or put them into a folder of their own"
+    problem = "images of another file ending are left out"
+    return [Finding("warning", problem, None, folder, f"*{ending}", _listed(files), todo)] if files else []
 
 
 def duplicated_names(cases: Iterable[Case]) -> list[Finding]:
@@ -132,10 +175,30 @@ def duplicated_names(cases: Iterable[Case]) -> list[Finding]:
     ]
 
 
-def _suffixed_case(folder: Path, name: str, channels: set[str], count: int, ending: str, colour: bool) -> Case:
-    if colour and channels == {"0000"}:
-        return Case(name, (folder / f"{name}_0000{ending}",))
-    return Case(name, tuple(folder / f"{name}_{index:04d}{ending}" for index in range(count)))
+def _images(folder: Path) -> list[Path]:
+    """All readable files of a folder, sorted; none if there is no such folder."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in files if ending_of(file) and not file.name.startswith(".") and file.is_file()]
+
+
+def _listed(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
+    return ", ".join(file.name for file in files[:_NAMES_SHOWN]) + more
+
+
+def _advice(images: Sequence[Path]) -> str | None:
+    """How to name the files of a case that may be several images, as there is more than one."""
+    files = [file for file in images if file.is_file()]
+    if len(files) < 2:
+        return None
+    ending = files[-1].name[-len(ending_of(files[-1])) :]
+    example = f"{strip_ending(files[-1].name, ending)}_0000{ending}"
+    return f"if each file is an image of its own, add its channel to its name: {example}"
+
+
+def _suffixed_case(folder: Path, name: str, channels: set[int], count: int, ending: str, colour: bool) -> Case:
+    wanted = channels if colour and channels == {0} else channels | set(range(count))
+    return Case(name, tuple(folder / f"{name}_{index:04d}{ending}" for index in sorted(wanted)))
 
 
 def _bare_case(folder: Path, name: str, count: int, ending: str, colour: bool) -> Case:
@@ -144,8 +207,12 @@ def _bare_case(folder: Path, name: str, count: int, ending: str, colour: bool) -
     return Case(name, tuple(folder / f"{name}_{index:04d}{ending}" for index in range(count)))
 
 
-def _explicit_cases(folder: Path, entries: Mapping[str, Any]) -> tuple[Case, ...]:
-    """Cases of dataset.json's own lists; paths are absolute or relative to the dataset folder."""
+def explicit_cases(folder: Path, entries: Mapping[str, Any]) -> tuple[Case, ...]:
+    """Cases of dataset.json's own lists, sorted by name; paths are absolute or relative to the dataset folder.
+
+    Raises:
+        ConfigError: If an entry lacks its images or its label.
+    """
     cases = []
     for name, entry in sorted(entries.items()):
         images = entry.get("images") if isinstance(entry, dict) else None
@@ -199,9 +266,13 @@ def _check_description(description: DatasetDescription, file: Path) -> None:
         raise ConfigError(
             "unknown file_ending", expected=f"one of {' '.join(ENDINGS)}", found=description.file_ending, file=file
         )
+    _label_spec(description.model_dump(), file)
+
+
+def _label_spec(content: Mapping[str, Any], file: Path) -> LabelSpec:
     try:
-        _ = description.label_spec
-    except SamunetError as error:
+        return LabelSpec.from_dataset_json(content)
+    except ConfigError as error:
         error.file = file
         raise
 

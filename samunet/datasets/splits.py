@@ -29,6 +29,12 @@ class Split(Schema):
     val: tuple[str, ...]
 
 
+class Splits(Schema):
+    """All folds, as the list that ``splits_final.json`` holds."""
+
+    folds: tuple[Split, ...]
+
+
 def make_splits(cases: Sequence[str], groups: Mapping[str, str] | None = None) -> list[Split]:
     """Split cases into folds.
 
@@ -57,14 +63,23 @@ def load_or_make_splits(file: Path, cases: Sequence[str], groups: Mapping[str, s
     Raises:
         ConfigError: If the file is malformed, names unknown cases, or trains on a validation case.
     """
-    if not file.is_file():
-        splits = make_splits(cases, groups)
-        write_json(file, [split.model_dump(mode="json") for split in splits])
-        return splits
+    if file.is_file():
+        return load_splits(file, cases)
+    splits = make_splits(cases, groups)
+    write_json(file, [split.model_dump(mode="json") for split in splits])
+    return splits
+
+
+def load_splits(file: Path, cases: Iterable[str]) -> list[Split]:
+    """Read nnU-Net's ``splits_final.json``.
+
+    Raises:
+        ConfigError: If the file is missing or malformed, names unknown cases, or trains on a validation case.
+    """
     content = read_json(file)
     if not isinstance(content, list):
         raise ConfigError("the splits must be a list", expected='[{"train": [...], "val": [...]}, ...]', file=file)
-    splits = [parse_schema(Split, entry, file=file) for entry in content]
+    splits = list(parse_schema(Splits, {"folds": content}, file=file).folds)
     known = set(cases)
     for fold, split in enumerate(splits):
         _check_split(fold, split, known, file)

@@ -39,7 +39,7 @@ def evaluate_case(
     """Score every structure of one case on its own grid.
 
     Voxels that the reference ignores count nowhere: both label maps are background there, and they are no true
-    negatives.
+    negatives. Values that the labels do not declare count as background.
 
     Args:
         reference: (Z, Y, X) label values.

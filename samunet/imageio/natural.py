@@ -1,7 +1,7 @@
 """PNG through Pillow and TIFF through tifffile: pictures as one-slice volumes, pages as slices.
 
 A picture has no place in the world: its grid gets 1 mm pixels and, as in nnU-Net, slices 999 mm apart. The spacing of
-a TIFF with several pages stands in nnU-Net's side file CASE.json, ``{"spacing": [z, y, x]}``.
+a TIFF with several pages stands in nnU-Net's side file, ``{"spacing": [z, y, x]}``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from samunet.core.volume import SourceHeader, Volume
 FLAT_SLICE_SPACING_MM = 999.0
 _PNG_GRAY = 0
 _PNG_DEPTH_BYTE, _PNG_COLOUR_BYTE = 24, 25
+_TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO = 0, 1
+_PILLOW_FACTOR = {2: 85, 4: 17}  # by which Pillow stretches grey values of 2 and 4 bits to 8
+_CHANNEL = re.compile(r"_\d{4}$")
 
 
 def read(file: Path, *, as_labels: bool = False) -> Volume:
@@ -28,18 +31,18 @@ def read(file: Path, *, as_labels: bool = False) -> Volume:
 
     Args:
         file: A .png, .tif or .tiff file.
-        as_labels: Take a palette's indices as they are; otherwise its colours.
+        as_labels: Take a palette's indices and small grey values as they are stored; otherwise colours and 8 bits.
 
     Returns:
         (C, Z, Y, X) voxels in the stored type; alpha dropped, a palette of greys as one channel.
     """
     array = _read_png(file, as_labels) if file.suffix.lower() == ".png" else _read_tiff(file, as_labels)
-    geometry, notes = _grid(file, (array.shape[1], array.shape[2], array.shape[3]))
+    geometry, notes = _grid(file, (array.shape[1], array.shape[2], array.shape[3]), as_labels)
     return Volume(array, geometry, SourceHeader("natural", None, notes))
 
 
 def read_geometry(file: Path) -> Geometry:
-    """Read the grid without decoding pixels."""
+    """Read the grid of an image without decoding pixels."""
     if file.suffix.lower() == ".png":
         from PIL import Image
 
@@ -59,26 +62,40 @@ def write(file: Path, array: NDArray[Any], geometry: Geometry, *, name: Path) ->
 
     Args:
         file: Where to write now.
-        array: Voxels; PNG holds one slice of 8 or 16 bits, TIFF any depth and type.
+        array: Voxels of one channel or three; PNG holds one slice of 8 or 16 bits, TIFF any depth and type.
         geometry: Their grid; only its spacing can be kept, and only for several slices.
         name: The final file name, which a side file with the spacing is named after.
     """
     channels, depth = array.shape[:2]
+    if channels not in (1, 3):
+        raise DataError(
+            "a picture takes one channel, or three of colour",
+            found=f"{channels} channels",
+            file=name,
+            todo="write each channel to a file of its own (CASE_0000, CASE_0001, ...)",
+        )
     pages = np.ascontiguousarray(np.moveaxis(array, 0, -1) if channels > 1 else array[0])
     if name.suffix.lower() == ".png":
         _write_png(file, pages, name)
         return
     import tifffile
 
-    colour = "rgb" if channels == 3 and array.dtype.kind == "u" else "minisblack"
+    colour = "rgb" if channels == 3 else "minisblack"
     tifffile.imwrite(file, pages if depth > 1 else pages[0], photometric=colour, compression="zlib")
     if depth > 1:
-        write_json(side_file(name), {"spacing": list(geometry.spacing)})
+        write_json(name.with_suffix(".json"), {"spacing": list(geometry.spacing)})
 
 
-def side_file(file: Path) -> Path:
-    """nnU-Net's file with the spacing of a TIFF volume: CASE.json, without a channel number."""
-    return file.with_name(re.sub(r"(_\d{4})?\.tiff?$", "", file.name, flags=re.IGNORECASE) + ".json")
+def spacing_file(file: Path, *, as_labels: bool = False) -> Path | None:
+    """The side file in which the spacing of a TIFF file stands, if there is one.
+
+    It has the name of the file. An image may be one of several channels, and then as in nnU-Net the name without the
+    channel's number; in the name of a label map a number is a part of the case's name.
+    """
+    if file.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    stems = [file.stem] if as_labels else [file.stem, _CHANNEL.sub("", file.stem)]
+    return next((beside for stem in stems if (beside := file.with_name(f"{stem}.json")).is_file()), None)
 
 
 def _read_png(file: Path, as_labels: bool) -> NDArray[Any]:
@@ -96,6 +113,8 @@ def _read_png(file: Path, as_labels: bool) -> NDArray[Any]:
         if picture.mode == "P" and not as_labels:
             return _drop_equal_channels(np.asarray(picture.convert("RGB")))
         pixels = np.asarray(picture)
+        if picture.mode == "L" and as_labels:
+            pixels = pixels // _PILLOW_FACTOR.get(head[_PNG_DEPTH_BYTE], 1)
         if picture.mode in ("LA", "RGBA"):
             pixels = pixels[..., :-1]
     return _channels_first(pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels)
@@ -126,19 +145,26 @@ def _read_tiff(file: Path, as_labels: bool) -> NDArray[Any]:
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
-            array = _decode_with_pillow(file)
+            array = _decode_with_pillow(file, series.keyframe)
             axes = "QYXS"[: array.ndim]
         colours = getattr(series.keyframe, "colormap", None)
         extra = len(getattr(series.keyframe, "extrasamples", ()) or ())
     return _arrange_tiff(array, axes, extra, None if as_labels else colours)
 
 
-def _decode_with_pillow(file: Path) -> NDArray[Any]:
-    """(page, Y, X) or (page, Y, X, S) of a compression that tifffile needs another package for, as LZW."""
+def _decode_with_pillow(file: Path, keyframe: Any) -> NDArray[Any]:
+    """(page, Y, X) or (page, Y, X, S) of a compression that tifffile needs another package for, as LZW.
+
+    Values are those stored, as tifffile gives them: Pillow inverts where 0 is white, and stretches small grey values.
+    """
     from PIL import Image, ImageSequence
 
     with Image.open(file) as picture:
-        return np.stack([np.asarray(page) for page in ImageSequence.Iterator(picture)])
+        pixels = np.stack([np.asarray(page) for page in ImageSequence.Iterator(picture)])
+    if keyframe.photometric == _TIFF_WHITE_IS_ZERO and pixels.dtype in (np.bool_, np.uint8):
+        pixels = ~pixels
+    grey = keyframe.photometric in (_TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO)
+    return pixels // _PILLOW_FACTOR[keyframe.bitspersample] if grey and keyframe.bitspersample in (2, 4) else pixels
 
 
 def _arrange_tiff(array: NDArray[Any], axes: str, extra: int, colours: NDArray[Any] | None) -> NDArray[Any]:
@@ -179,14 +205,14 @@ def _drop_equal_channels(pixels: NDArray[Any], axis: int = -1) -> NDArray[Any]:
     return kept[:, np.newaxis] if kept.ndim == 3 else kept
 
 
-def _grid(file: Path, shape: tuple[int, int, int]) -> tuple[Geometry, tuple[str, ...]]:
+def _grid(file: Path, shape: tuple[int, int, int], as_labels: bool = False) -> tuple[Geometry, tuple[str, ...]]:
     """A picture's grid and what is odd about it."""
     if shape[0] == 1:
         return Geometry.from_spacing(shape, (FLAT_SLICE_SPACING_MM, 1.0, 1.0)), ()
-    beside = side_file(file)
-    if not beside.is_file():
+    beside = spacing_file(file, as_labels=as_labels)
+    if beside is None:
         return Geometry.from_spacing(shape, (1.0, 1.0, 1.0)), (
-            f"the spacing is unknown, 1 mm is assumed ({beside.name} with the key 'spacing' would tell)",
+            f"the spacing is unknown, 1 mm is assumed ({file.stem}.json with the key 'spacing' would tell)",
         )
     return Geometry.from_spacing(shape, _side_spacing(beside)), ()
 

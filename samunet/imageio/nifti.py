@@ -59,7 +59,8 @@ def write(file: Path, array: NDArray[Any], geometry: Geometry, header: SourceHea
         array: (Z, Y, X) voxels, stored in their own type without scaling.
         geometry: Their grid.
         header: Header of the file the grid came from: if it is a NIfTI header of the same grid, both matrices, both
-            codes, units and time stamps are kept; extensions are not, they may describe the image or the patient.
+            codes, units, time stamps and the number of axes (two or three) are kept; extensions are not, they may
+            describe the image or the patient.
     """
     content = header.content if header is not None and header.format == "nifti" else None
     voxels = array.transpose(2, 1, 0)
@@ -133,6 +134,7 @@ def _with_copied_header(voxels: NDArray[Any], content: Any) -> Any:
     header["cal_min"] = header["cal_max"] = 0
     header.set_intent("none")
     kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    voxels = voxels.reshape(voxels.shape[: len(content.get_data_shape())])
     return kind(voxels, None, header)  # type: ignore[no-untyped-call]  # no affine: both matrices stay as they are
 
 

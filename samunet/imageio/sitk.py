@@ -30,7 +30,8 @@ def read(file: Path) -> Volume:
     else:
         array = array[np.newaxis]
     geometry = _geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    return Volume(array.reshape(array.shape[0], *geometry.shape), geometry, SourceHeader("sitk", None))
+    header = SourceHeader("sitk", image.GetDimension())
+    return Volume(array.reshape(array.shape[0], *geometry.shape), geometry, header)
 
 
 def read_geometry(file: Path) -> Geometry:
@@ -42,18 +43,37 @@ def read_geometry(file: Path) -> Geometry:
     return _geometry(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
-def write(file: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """Write (C, Z, Y, X) voxels, compressed; several channels become vector pixels."""
+def write(file: Path, array: NDArray[Any], geometry: Geometry, header: SourceHeader | None) -> None:
+    """Write (C, Z, Y, X) voxels, compressed; several channels become vector pixels.
+
+    Args:
+        file: Where to.
+        array: Voxels.
+        geometry: Their grid.
+        header: Header of the file the grid came from: if that had two axes only, so does this one.
+    """
     sitk = _library()
+    flat = header is not None and header.format == "sitk" and header.content == 2 and _is_flat(geometry)
+    axes = 2 if flat else 3
     vector = array.shape[0] > 1
-    voxels = np.ascontiguousarray(np.moveaxis(array, 0, -1) if vector else array[0])
-    image = sitk.GetImageFromArray(voxels, isVector=vector)
+    voxels = np.moveaxis(array, 0, -1) if vector else array[0]
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels[0] if flat else voxels), isVector=vector)
     columns = _LPS_TO_RAS @ geometry.affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
-    image.SetSpacing([float(length) for length in lengths])
-    image.SetDirection([float(value) for value in (columns / lengths).ravel()])
-    image.SetOrigin([float(value) for value in _LPS_TO_RAS @ geometry.affine[:3, 3]])
+    image.SetSpacing([float(length) for length in lengths[:axes]])
+    image.SetDirection([float(value) for value in (columns / lengths)[:axes, :axes].ravel()])
+    image.SetOrigin([float(value) for value in (_LPS_TO_RAS @ geometry.affine[:3, 3])[:axes]])
     sitk.WriteImage(image, str(file), useCompression=True)
+
+
+def _is_flat(geometry: Geometry) -> bool:
+    """Whether a grid is one that a file of two axes is read to: one slice in the plane z = 0."""
+    across = (0.0, 0.0, FLAT_SLICE_SPACING_MM, 0.0)
+    return bool(
+        geometry.shape[0] == 1
+        and np.array_equal(geometry.affine[2], across)
+        and np.array_equal(geometry.affine[:3, 2], across[:3])
+    )
 
 
 def _library() -> Any:

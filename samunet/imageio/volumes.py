@@ -97,7 +97,8 @@ def write_labels(
     Args:
         file: Where to; the ending decides on the format.
         labels: (Z, Y, X) whole numbers from 0.
-        like: The image the labels belong to. From NIfTI to NIfTI its header is copied, with both matrices and codes.
+        like: The image the labels belong to. From NIfTI to NIfTI its header is copied, with both matrices and codes;
+            an image of two axes has a mask of two axes.
         geometry: The grid, where there is no image.
 
     Raises:
@@ -160,7 +161,7 @@ def _write(file: Path, array: NDArray[Any], geometry: Geometry, header: SourceHe
             case "sitk":
                 from samunet.imageio import sitk
 
-                sitk.write(temporary, array, geometry)
+                sitk.write(temporary, array, geometry, header)
             case "natural":
                 from samunet.imageio import natural
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from samunet.artifacts.plan import Configuration, Plan, ResolvedRecipe
 from samunet.artifacts.prompts import Prompt
 from samunet.artifacts.store import CaseRecord
-from samunet.core.errors import UsageError
+from samunet.core.errors import DataError, UsageError
 from samunet.core.geometry import Geometry
 from samunet.core.volume import Volume
 from samunet.inference.agreement import ViewAgreement
 from samunet.inference.loading import Member, choose_folds, load_members
 from samunet.inference.prompt_geometry import place_prompts
 from samunet.inference.prompted import UNPROMPTED, PromptedOptions, PromptedPredictor
-from samunet.inference.restore import Allocate, Restored, restore
+from samunet.inference.restore import Allocate, Restored, SliceLogits, restore
 from samunet.inference.signs import MaskSums
 from samunet.inference.sliding import SlidingOptions, SlidingPredictor
 from samunet.inference.tta import mirror_axes
@@ -139,7 +140,7 @@ class Predictor:
         )
         labels = self.plan.label_spec
         views, sums = (ViewAgreement(labels), MaskSums(labels)) if with_signs else (None, None)
-        logits = SlidingPredictor(self._models, self.recipe, options, views=views).slices(data)
+        logits = self._finite(SlidingPredictor(self._models, self.recipe, options, views=views).slices(data), record)
         restored = restore(logits, record, labels, with_probabilities=with_probabilities, allocate=allocate, sums=sums)
         if views is None or restored.signs is None:
             return restored
@@ -206,10 +207,25 @@ class Predictor:
             propagate=propagate,
         )
         logits = PromptedPredictor(self._models, self.recipe, options).slices(case.data, objects, labels)
+        logits = self._finite(logits, case.record)
         sums = MaskSums(labels) if with_signs else None
         return restore(
             logits, case.record, labels, with_probabilities=with_probabilities, sums=sums, absent=UNPROMPTED
         )
+
+    def _finite(self, logits: Iterable[SliceLogits], record: CaseRecord) -> Iterator[SliceLogits]:
+        """The logits of every slice; NaN, of which the largest is taken for a structure, is an error of the case."""
+        for index, maps in logits:
+            if not torch.isfinite(maps).all():
+                precision = usable_precision(self.recipe, self._device)
+                raise DataError(
+                    "the network's output is not finite",
+                    case=record.name,
+                    expected="finite logits",
+                    found=f"NaN or infinity in slice {index} of the preprocessed image, in {precision} on {self._device}",
+                    todo="predict with --device cpu, in full precision; if it says the same, train the model again",
+                )
+            yield index, maps
 
     def predict_prompted(
         self,

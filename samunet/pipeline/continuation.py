@@ -10,7 +10,9 @@ from samunet.artifacts.dataset import Case
 from samunet.artifacts.prediction import ModelUsed, PredictionReport, PromptsUsed
 from samunet.core.config import load_schema
 from samunet.core.errors import ConfigError, UsageError
+from samunet.core.log import Reporter
 from samunet.imageio.formats import ending_of
+from samunet.planners.fingerprint import inputs_hash
 
 REPORT_FILE = "prediction.json"
 TODO = "give another -o, or leave --continue_prediction out to start anew"
@@ -24,15 +26,16 @@ def files_of(case: Case, output: Path, *, with_probabilities: bool) -> list[Path
 
 
 def masks_to_keep(
-    wanted: PredictionReport, cases: Sequence[Case], output: Path, *, with_probabilities: bool
+    wanted: PredictionReport, cases: Sequence[Case], output: Path, *, with_probabilities: bool, reporter: Reporter
 ) -> frozenset[str]:
-    """Names of the cases that an earlier run has done just as this one would.
+    """Names of the cases that an earlier run has done just as this one would, from the very files.
 
     Args:
         wanted: What this run is.
         cases: What it is to predict.
         output: Folder of the masks.
         with_probabilities: Whether a case is done only with its probabilities.
+        reporter: Told which images are not those that the masks were made from.
 
     Raises:
         UsageError: If the masks there are of other models or made in another way, or nothing says what made them.
@@ -65,7 +68,13 @@ def masks_to_keep(
             file=file,
             todo=TODO,
         )
-    return frozenset(done & {case.case for case in former.cases if case.status != "failed"})
+    made_from = {case.case: case.source for case in former.cases if case.status != "failed"}
+    done &= made_from.keys()
+    same = {case.name for case in cases if case.name in done and made_from[case.name] == inputs_hash([case])}
+    if changed := sorted(done - same):
+        names = ", ".join(changed)
+        reporter.warn(f"other images than those that the masks in {output} were made from, predicted again: {names}")
+    return frozenset(same)
 
 
 def _decides(report: PredictionReport) -> dict[str, str]:

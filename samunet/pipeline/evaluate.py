@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from samunet.artifacts.report import SUMMARY_FILE, TABLE_FILE, CaseReport, EvaluationReport, save_report
-from samunet.core.errors import ConfigError, DataError, SamunetError, UsageError
-from samunet.core.files import read_json, write_text
+from samunet.core.errors import DataError, SamunetError, UsageError
+from samunet.core.files import write_text
 from samunet.core.labels import LabelSpec
 from samunet.core.log import Reporter, SilentReporter
+from samunet.datasets.raw import explicit_cases, load_description
+from samunet.datasets.splits import load_splits
 from samunet.distributed.casewise import map_cases
 from samunet.evaluation.aggregate import aggregate
 from samunet.evaluation.case import DEFAULT_TOLERANCE_MM, case_report, evaluate_case
@@ -138,33 +140,48 @@ def match(references: Mapping[str, Path], predictions: Path) -> tuple[list[Pair]
     return pairs, unmatched
 
 
-def dataset_references(folder: Path, predictions: Path, *, only: Sequence[str] | None = None) -> dict[str, Path]:
+def dataset_references(folder: Path, predictions: Path) -> dict[str, Path]:
     """The label files of a raw dataset that a folder of predictions should answer.
 
     Of labelsTr and labelsTs, those count of which at least one case is predicted, and then with all their cases.
 
-    Args:
-        folder: Raw dataset.
-        predictions: Folder of the predictions.
-        only: Restrict to these cases (a fold's validation cases), whether predicted or not.
-
     Raises:
-        UsageError: If nothing fits.
+        ConfigError: If dataset.json is malformed.
     """
-    content = read_dataset_json(folder / "dataset.json")
-    listed = {case: folder / entry["label"] for case, entry in (content.get("dataset") or {}).items()}
-    parts = [listed] if listed else []
-    for name in ("labelsTr", "labelsTs"):
-        if (folder / name).is_dir() and (name == "labelsTs" or not listed):
-            parts.append(label_files(folder / name, ending=content.get("file_ending")))
-    if only is not None:
-        known = {case: file for part in parts for case, file in part.items()}
-        if unknown := [case for case in only if case not in known]:
-            raise UsageError("cases of the fold have no label file", found=_some(unknown), file=folder)
-        return {case: known[case] for case in only}
+    parts = _label_parts(folder)
     predicted = {f.name[: -len(ending_of(f))] for f in predictions.glob("*") if ending_of(f)}
     chosen = {case: file for part in parts if predicted & part.keys() for case, file in part.items()}
     return chosen or {case: file for part in parts for case, file in part.items()}
+
+
+def fold_references(folder: Path, splits: Path, fold: int) -> dict[str, Path]:
+    """The label files of a fold's validation cases, whether predicted or not.
+
+    Args:
+        folder: Raw dataset.
+        splits: Its splits_final.json.
+        fold: Counted from 0.
+
+    Raises:
+        ConfigError: If dataset.json or the splits are malformed, or the splits name cases without a label file.
+        UsageError: If there is no such fold.
+    """
+    known = {case: file for part in _label_parts(folder) for case, file in part.items()}
+    folds = load_splits(splits, known)
+    if not 0 <= fold < len(folds):
+        raise UsageError("this fold does not exist", expected=f"0 to {len(folds) - 1}", found=str(fold), file=splits)
+    return {case: known[case] for case in folds[fold].val}
+
+
+def _label_parts(folder: Path) -> list[dict[str, Path]]:
+    """Case name to label file, of training (explicit lists before labelsTr) and of labelsTs."""
+    description = load_description(folder / "dataset.json")
+    listed = {case.name: case.label for case in explicit_cases(folder, description.dataset or {}) if case.label}
+    parts = [listed] if listed else []
+    for name in ("labelsTr", "labelsTs"):
+        if (folder / name).is_dir() and (name == "labelsTs" or not listed):
+            parts.append(label_files(folder / name, ending=description.file_ending))
+    return parts
 
 
 def suggest_processes(pairs: Sequence[Pair], labels: LabelSpec, *, limit: int) -> int:
@@ -176,18 +193,6 @@ def suggest_processes(pairs: Sequence[Pair], labels: LabelSpec, *, limit: int) -
             continue
         return limit if voxels * len(pairs) * (1 + len(labels.names)) > _WORK_WORTH_PROCESSES else 1
     return 1
-
-
-def read_dataset_json(path: Path) -> dict[str, Any]:
-    """The content of a dataset.json.
-
-    Raises:
-        ConfigError: If it is no JSON or declares no labels.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
-        raise ConfigError("dataset.json declares no labels", expected='"labels": {"background": 0, ...}', file=path)
-    return content
 
 
 def labels_from_references(files: Sequence[Path], *, processes: int = 1, reporter: Reporter | None = None) -> LabelSpec:
@@ -229,7 +234,15 @@ def _evaluate_files(
             found=f"{prediction_file}: {_describe(prediction.geometry)}",
             todo="predictions must have the reference's grid: shape, spacing, origin and direction",
         )
-    undeclared = prediction.data[~np.isin(prediction.data, labels.values)]
+    if unknown := labels.undeclared_in(reference.data):
+        raise DataError(
+            "the reference holds label values that are not declared",
+            case=case,
+            file=reference_file,
+            expected=f"the declared values {_some([str(value) for value in labels.values])}",
+            found=_some([str(value) for value in unknown]),
+            todo="name the dataset.json that fits the references with --dataset-json, or correct the file",
+        )
     metrics = evaluate_case(
         reference.data[0],
         prediction.data[0],
@@ -245,7 +258,7 @@ def _evaluate_files(
         reference_file=reference_file,
         prediction_file=prediction_file,
         spacing=reference.geometry.spacing,
-        undeclared_values=tuple(int(v) for v in np.unique(undeclared)),
+        undeclared_values=labels.undeclared_in(prediction.data),
     )
 
 

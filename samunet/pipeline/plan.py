@@ -35,8 +35,6 @@ _CACHE = ".fingerprint_cases"
 class VerificationError(DataError):
     """Verification found faults, and the user did not choose to go on without these cases."""
 
-    exit_code = 2
-
 
 @dataclass(frozen=True)
 class PlanResult:

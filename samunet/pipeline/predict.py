@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from samunet.core.config import save_schema
 from samunet.core.errors import UsageError
 from samunet.core.files import sha256_file, write_text
 from samunet.core.log import Reporter
+from samunet.datasets.findings import Finding
 from samunet.datasets.raw import list_cases
 from samunet.imageio.formats import ending_of
 from samunet.inference.ensemble import EnsemblePredictor
@@ -25,6 +26,7 @@ from samunet.pipeline.continuation import REPORT_FILE, files_of, masks_to_keep
 from samunet.pipeline.oracle import NAME_PART
 from samunet.pipeline.quality import Judge
 from samunet.pipeline.quality_files import QualityLog
+from samunet.planners.fingerprint import inputs_hash
 
 ORACLE_MARK = "ORACLE.txt"
 
@@ -95,19 +97,20 @@ def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionRepo
     listed, findings = list_cases(request.input, num_channels=len(plan.channel_names), ending=plan.file_ending)
     if not listed and not findings:
         raise UsageError("the input folder holds no images", expected=f"*{plan.file_ending}", file=request.input)
-    problems = {str(f.case or f.file): f.render() for f in findings}
+    problems = _problems(findings, reporter)
     for name in sorted(set(prompts or ()) - {case.name for case in listed} - set(problems)):
         problems[name] = f"there are prompts for {name} but no image of that name in {request.input}"
     for text in problems.values():
         reporter.warn(text)
     cases = [case for case in listed if case.name not in problems]
     run = _describe(request, predictor)
-    probabilities = request.save_probabilities
-    kept = (
-        masks_to_keep(run, cases, request.output, with_probabilities=probabilities) if request.resume else frozenset()
-    )
+    kept: frozenset[str] = frozenset()
+    if request.resume:
+        probabilities = request.save_probabilities
+        kept = masks_to_keep(run, cases, request.output, with_probabilities=probabilities, reporter=reporter)
+    sources = {case.name: inputs_hash([case]) for case in cases}
     results = [CasePrediction(case=name, status="failed", problem=text) for name, text in problems.items()]
-    results += [CasePrediction(case=name, status="kept") for name in kept]
+    results += [CasePrediction(case=name, status="kept", source=sources[name]) for name in kept]
     judge = Judge.of(
         predictor,
         (request.model_folder, *request.others),
@@ -117,12 +120,24 @@ def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionRepo
         reporter=reporter,
     )
     waiting = [case for case in cases if case.name not in kept]
-    _prepare(run, results, waiting, request.output)
+    _prepare(run, results, waiting, request.output, sources)
     log = QualityLog(judge, request.output, model=request.model, kept=kept, reporter=reporter)
-    results += _predict_all(predictor, waiting, prompts, request, log, reporter)
+    done = _predict_all(predictor, waiting, prompts, request, log, reporter)
+    results += [result.model_copy(update={"source": sources[result.case]}) for result in done]
     report = _save(run, results, request.output)
     log.close([result.case for result in results if result.status != "failed"])
     return report
+
+
+def _problems(findings: Sequence[Finding], reporter: Reporter) -> dict[str, str]:
+    """Case to what is wrong with its files; warnings, which concern no case, are passed on."""
+    problems: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.severity == "warning":
+            reporter.warn(finding.render())
+        else:
+            problems.setdefault(str(finding.case or finding.file), []).append(finding.render())
+    return {name: "\n".join(texts) for name, texts in problems.items()}
 
 
 def _describe(request: PredictionRequest, predictor: Predictor | EnsemblePredictor) -> PredictionReport:
@@ -147,14 +162,21 @@ def _describe(request: PredictionRequest, predictor: Predictor | EnsemblePredict
     )
 
 
-def _prepare(run: PredictionReport, results: Sequence[CasePrediction], waiting: Sequence[Case], output: Path) -> None:
+def _prepare(
+    run: PredictionReport,
+    results: Sequence[CasePrediction],
+    waiting: Sequence[Case],
+    output: Path,
+    sources: Mapping[str, str],
+) -> None:
     """Say in the folder what its masks will be; masks that stand where new ones will are deleted before that."""
     output.mkdir(parents=True, exist_ok=True)
     for case in waiting:
         for file in files_of(case, output, with_probabilities=True):
             file.unlink(missing_ok=True)
     _mark(output, run.prompts)
-    _save(run, [*results, *(CasePrediction(case=case.name, status="pending") for case in waiting)], output)
+    pending = [CasePrediction(case=case.name, status="pending", source=sources[case.name]) for case in waiting]
+    _save(run, [*results, *pending], output)
 
 
 def _save(run: PredictionReport, results: Sequence[CasePrediction], output: Path) -> PredictionReport:

@@ -10,7 +10,7 @@ from samunet.artifacts.checkpoint import ENDING, read_manifest
 from samunet.artifacts.plan import load_plan
 from samunet.artifacts.workspace import Workspace, fold_folder
 from samunet.core.config import load_schema
-from samunet.core.errors import UsageError
+from samunet.core.errors import SamunetError, UsageError
 from samunet.core.log import Reporter
 from samunet.inference.loading import finished_folds
 
@@ -43,7 +43,7 @@ def select_models(
     folds: list[str] | None,
     checkpoint: str,
     postprocess: bool,
-    compared: bool,
+    prompted: bool,
     mirror: bool | None = None,
     reporter: Reporter,
 ) -> Selection:
@@ -57,7 +57,7 @@ def select_models(
         folds: Folds to insist on.
         checkpoint: The checkpoint that has to exist; what was found holds for "final" only.
         postprocess: Whether masks may be filtered.
-        compared: Whether what was found applies at all: it does not to models that need prompts.
+        prompted: Whether prompts are given: then the model has to take some, and what was found does not apply.
         mirror: Whether the user wants mirrored views averaged; None: as in the comparison, else yes.
         reporter: Told what was found.
 
@@ -66,9 +66,9 @@ def select_models(
     """
     file = workspace.best_file(dataset)
     named = configuration is not None or preset is not None or checkpoint != "final"
-    if named or not compared or not file.is_file():
+    if named or prompted or not file.is_file():
         folder = choose_model_folder(
-            workspace, dataset, configuration=configuration, preset=preset, checkpoint=checkpoint
+            workspace, dataset, configuration=configuration, preset=preset, checkpoint=checkpoint, prompted=prompted
         )
         return Selection((folder,), folds, mirror=mirror is not False)
     best = load_schema(Best, file)
@@ -113,6 +113,16 @@ def name_part(folder: Path, part: int) -> str:
     return folder.name.split("__")[part]
 
 
+def _takes_prompts(folder: Path, checkpoint: str) -> bool | None:
+    """Whether a trained model segments what prompts point at; None if its checkpoint cannot be read."""
+    fold = finished_folds(folder, checkpoint)[0]
+    try:
+        manifest = read_manifest(fold_folder(folder, fold) / f"checkpoint_{checkpoint}{ENDING}")
+    except SamunetError:
+        return None
+    return manifest.resolved_recipe.method.promptable
+
+
 def choose_model_folder(
     workspace: Workspace,
     dataset: str,
@@ -120,8 +130,11 @@ def choose_model_folder(
     configuration: str | None = None,
     preset: str | None = None,
     checkpoint: str = "final",
+    prompted: bool = False,
 ) -> Path:
     """The folder of the recommended configuration if it is trained, else of the only one trained.
+
+    Of models that take prompts and models that do not, only the kind that is asked counts, if there is one of it.
 
     Args:
         workspace: Where results are.
@@ -129,6 +142,7 @@ def choose_model_folder(
         configuration: A configuration to insist on.
         preset: A preset, or the label of a changed one, to insist on.
         checkpoint: The checkpoint that has to exist.
+        prompted: Whether prompts are given.
 
     Raises:
         UsageError: If nothing fits, or several do; the message lists them.
@@ -140,6 +154,7 @@ def choose_model_folder(
             "nothing is trained for this dataset", file=below, todo=f"samunet_train {dataset} 0, or give -m FOLDER"
         )
     offered = trained if preset is None else [p for p in trained if name_part(p, LABEL_PART) == preset]
+    offered = [p for p in offered if _takes_prompts(p, checkpoint) == prompted] or offered
     wanted = configuration
     if wanted is None:
         plan_file = workspace.plan_file(dataset)
@@ -149,11 +164,12 @@ def choose_model_folder(
     fitting = offered if wanted is None else [p for p in offered if name_part(p, CONFIGURATION_PART) == wanted]
     if len(fitting) == 1:
         return fitting[0]
+    alike = len({folder.name.rpartition("__")[0] for folder in fitting}) == 1
+    choice = "-m FOLDER" if alike else "-c CONFIGURATION, --preset NAME or -m FOLDER"
     asked = " ".join(filter(None, (wanted and f"configuration {wanted}", preset and f"preset {preset}")))
     raise UsageError(
         "several trained models fit" if fitting else f"{asked} is not trained",
         expected=", ".join(p.name for p in (fitting or trained)),
         found=asked or "no -c",
-        todo="choose with -c CONFIGURATION, --preset NAME or -m FOLDER, or compare them: "
-        f"samunet_find_best_configuration {dataset}",
+        todo=f"choose with {choice}, or compare them: samunet_find_best_configuration {dataset}",
     )

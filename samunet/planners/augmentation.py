@@ -19,7 +19,6 @@ TILT_PERCENTILE = 90
 LONG_PIXELS = 1.5
 ALIGNED, ALIGNED_EVIDENCE = 0.5, 4.0
 NNUNET_SCALE = (0.7, 1.4)
-FEW_CASES, OFTEN = 10, 2.5
 MOST_VIEWS = 4
 LONGEST_SECONDS = 60.0
 PREDICTION_SPEEDUP = 3.0
@@ -28,7 +27,7 @@ PREDICTION_SPEEDUP = 3.0
 def augmentation(
     cases: Sequence[CaseFacts], frame: Frame, mirror: Collection[str], in_plane: tuple[float, float]
 ) -> tuple[Augmentation, str]:
-    """How far and how often slices are varied in training.
+    """How far slices are turned and scaled in training.
 
     Args:
         cases: Facts of all cases.
@@ -37,23 +36,9 @@ def augmentation(
         in_plane: Target spacing of rows and columns in mm.
     """
     angle, reason = rotation_deg(cases, frame, mirror, in_plane)
-    times, often = frequency(len(cases))
-    return Augmentation(rotation_deg=angle, scale=NNUNET_SCALE, frequency=times), (
-        f"{reason}; scaled by {NNUNET_SCALE[0]:g} to {NNUNET_SCALE[1]:g}; intensities as nnU-Net's table; {often}"
+    return Augmentation(rotation_deg=angle, scale=NNUNET_SCALE), (
+        f"{reason}; scaled by {NNUNET_SCALE[0]:g} to {NNUNET_SCALE[1]:g} and with nnU-Net's table of intensities"
     )
-
-
-def frequency(num_cases: int) -> tuple[float, str]:
-    """Factor on the probabilities of nnU-Net's table: few cases are seen again and again, so in more ways.
-
-    Args:
-        num_cases: Labelled cases.
-
-    Source: decision 0028.
-    """
-    if num_cases <= FEW_CASES:
-        return OFTEN, f"all of it {OFTEN:g} times as often, as there are {num_cases} cases ({FEW_CASES} at most)"
-    return 1.0, f"as often as nnU-Net's, as there are more than {FEW_CASES} cases"
 
 
 def rotation_deg(

@@ -1,6 +1,6 @@
 """A recipe for a subset of the training cases: what depends on how much is labelled is decided for the subset.
 
-Images are all known, whatever is labelled of them: input size, tile, intensities and rotations stay the dataset's.
+Images are all known, whatever is labelled of them: input size, tile, intensities and augmentation stay the dataset's.
 What was changed by hand in the plan stays too, but for a batch that is too large for so few cases.
 """
 
@@ -16,7 +16,7 @@ from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import Plan, ResolvedRecipe
 from samunet.core.errors import ConfigError
 from samunet.core.geometry import Triple
-from samunet.planners import augmentation, peft, rules, schedule, sizes
+from samunet.planners import peft, rules, schedule, sizes
 from samunet.planners.planner import facts_of_plan
 from samunet.planners.recipes import least_batch
 
@@ -91,7 +91,6 @@ def subset_recipe(
     method, rank_reason = (recipe.method, "as asked for") if keep_rank else subset_rank(recipe.method, whole, part)
     rate, rate_reason = _rate(recipe, method, batch)
     fraction, fraction_reason = _fraction(recipe, whole, part)
-    times, frequency_reason = _frequency(recipe, whole, part)
     changed = replace(
         recipe,
         batch_size=batch,
@@ -99,7 +98,6 @@ def subset_recipe(
         method=method,
         learning_rate=rate,
         foreground_fraction=fraction,
-        augmentation=recipe.augmentation.model_copy(update={"frequency": times}),
     )
     changed, steps_reason = _with_steps(changed, recipe, whole, part)
     return changed, {
@@ -107,7 +105,6 @@ def subset_recipe(
         "rank": rank_reason,
         "learning_rate": rate_reason,
         "foreground_fraction": fraction_reason,
-        "augmentation": frequency_reason,
         "steps": steps_reason,
     }
 
@@ -171,13 +168,6 @@ def _fraction(recipe: ResolvedRecipe, whole: Labelled, part: Labelled) -> tuple[
     if recipe.foreground_fraction != by_rule:
         return recipe.foreground_fraction, "as in the plan, where it is no rule's"
     return rules.foreground_fraction(part.num_slices, part.num_foreground_slices)
-
-
-def _frequency(recipe: ResolvedRecipe, whole: Labelled, part: Labelled) -> tuple[float, str]:
-    by_rule, _ = augmentation.frequency(whole.num_cases)
-    if recipe.augmentation.frequency != by_rule:
-        return recipe.augmentation.frequency, "as in the plan, where it is no rule's"
-    return augmentation.frequency(part.num_cases)
 
 
 def _with_steps(

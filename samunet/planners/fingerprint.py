@@ -75,7 +75,12 @@ def extract_fingerprint(
 
     cases = sorted((c for c in dataset.training if c.name not in skip), key=lambda c: c.name)
     if not cases:
-        raise DataError("no training case is left to plan from", file=dataset.folder, found="0 usable cases")
+        raise DataError(
+            "no training case is left to plan from",
+            file=dataset.folder,
+            found="0 usable cases",
+            todo="correct the cases that were left out",
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if cache is None else cache
         job = partial(

@@ -11,7 +11,7 @@ from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
 from samunet.artifacts.plan import Plan
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.planners import rules
-from samunet.planners.augmentation import FEW_CASES, TILT_PERCENTILE
+from samunet.planners.augmentation import TILT_PERCENTILE
 from samunet.planners.planner import facts_of_plan
 
 METHOD = "another method: --set, --preset, or an edit"
@@ -54,10 +54,7 @@ RESTS_ON: dict[str, tuple[Sequence[str], str]] = {
     "precision": (("device",), "another device"),
     "checkpointing": (("GPU or CPU memory",), "less memory"),
     "ema_decay": ((), "another number of steps"),
-    "augmentation": (
-        ("obliqueness", "spacing", "mirror pairs", "cases"),
-        f"cases that lie more or less obliquely; more or fewer than {FEW_CASES} cases; an edit",
-    ),
+    "augmentation": (("obliqueness", "spacing", "mirror pairs"), "cases that lie more or less obliquely, or an edit"),
     "foreground_fraction": (("slices",), "slices that hold a structure more or less often"),
     "mirror_views": (("device", "mirror pairs"), "another device, or larger volumes"),
     "memory_gib": (_HARDWARE, "any other size, batch or method: it is what they need"),
@@ -81,7 +78,6 @@ def measured(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -
         "coherence": "labels one slice apart agree with Dice "
         + ", ".join(f"{a} {c:.2f}" for a, c in zip(rules.FILE_AXES, rules.mean_coherence(alike), strict=True))
         + _cohere(alike, plan.frame.value.slice_axis),
-        "cases": f"{len(cases)}",
         "channels": ", ".join(fingerprint.channel_names),
         "intensities": _intensities(fingerprint),
         "slices": f"{facts.num_slices}, {facts.num_foreground_slices} of them with a structure",

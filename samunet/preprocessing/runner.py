@@ -75,11 +75,12 @@ def preprocess_dataset(
 
 
 def source_files(case: Case) -> list[Path]:
-    """All files of a case, spacing files of pictures included."""
-    from samunet.imageio.natural import side_file
+    """All files that are read for a case, spacing files of pictures included."""
+    from samunet.imageio.natural import spacing_file
 
-    named = [*case.images, *([] if case.label is None else [case.label])]
-    return [*named, *(beside for beside in map(side_file, named) if beside.is_file())]
+    labels = [] if case.label is None else [case.label]
+    besides = [*map(spacing_file, case.images), *(spacing_file(label, as_labels=True) for label in labels)]
+    return [*case.images, *labels, *(beside for beside in besides if beside is not None)]
 
 
 def source_hash(case: Case) -> str:

@@ -6,7 +6,9 @@ A store folder holds ``store.json`` (what its voxels depend on) and per case ``d
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from samunet.preprocessing.pipeline import PreprocessedCase
 
 STORE_FILE = "store.json"
+LEFTOVER_SECONDS = 3600.0
 _COMPRESSION_LEVEL = 1
 
 
@@ -171,9 +174,11 @@ def write_case(folder: Path, case: PreprocessedCase) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed run left under temporary names."""
+    """Delete what a killed run left under temporary names; younger files may be another run's that is writing them."""
     for path in folder.glob("*/.partial-*"):
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def _check_header(folder: Path, spec: Mapping[str, Any]) -> None:

@@ -140,7 +140,6 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
             "rate": recipe.learning_rate.value,
             "foreground": recipe.foreground_fraction.value,
             "rotation_deg": recipe.augmentation.value.rotation_deg,
-            "often": recipe.augmentation.value.frequency,
             "views": recipe.mirror_views.value,
         },
         "memory": {

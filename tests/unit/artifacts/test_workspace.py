@@ -37,3 +37,18 @@ def test_an_unknown_or_ambiguous_dataset_lists_what_there_is(tmp_path: Path):
     with pytest.raises(UsageError) as caught:
         workspace.dataset_name("7")
     assert "Dataset004_A, Dataset004_B" in str(caught.value)
+
+
+def test_a_raw_dataset_that_is_not_there_is_said_with_where_to_put_it(tmp_path: Path) -> None:
+    """An id, a name or a path that leads to a dataset is taken; else the message names the folder and the flags."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    with pytest.raises(UsageError, match="no such raw dataset") as caught:
+        workspace.raw_folder("Dataset007_A")
+    assert str(tmp_path / "raw" / "Dataset007_A" / "dataset.json") in str(caught.value.expected)
+    assert workspace.raw_folder("Dataset007_A", must_exist=False) == tmp_path / "raw" / "Dataset007_A"
+    for folder in (tmp_path / "raw" / "Dataset007_A", tmp_path / "elsewhere" / "Dataset008_B"):
+        folder.mkdir(parents=True)
+        (folder / "dataset.json").write_text("{}")
+    assert {workspace.raw_folder(word) for word in ("7", "Dataset007_A")} == {tmp_path / "raw" / "Dataset007_A"}
+    elsewhere = tmp_path / "elsewhere" / "Dataset008_B"
+    assert workspace.raw_folder(str(elsewhere)) == elsewhere

@@ -87,6 +87,8 @@ def test_thick_slices_never_become_in_plane():
     [
         (np.full((4, 4), np.nan), "finite"),
         (np.diag([1.0, 1.0, 0.0, 1.0]), "singular"),
+        (np.diag([0.0, 0.0, 0.0, 1.0]), "singular"),
+        (np.array([[5.0, 5.0, 0, 0], [5, 5, 0, 0], [0, 0, 999, 0], [0, 0, 0, 1]]), "singular"),
         (np.vstack([np.eye(4)[:3], [0, 0, 1, 1]]), "last row"),
     ],
 )
@@ -102,3 +104,14 @@ def test_cropping_keeps_voxels_in_place():
     cropped = geometry.crop((1, 2, 3), (4, 5, 5))
     assert cropped.shape == (3, 3, 2)
     assert np.allclose(cropped.to_world((0, 0, 0)), geometry.to_world((1, 2, 3)))
+
+
+def test_voxels_of_any_size_are_a_grid():
+    """Only the angles between the axes decide whether an affine is singular: microscopes have voxels of nanometres."""
+    grid = oblique(5, spacing=(4e-5, 4e-6, 4e-6))
+    assert grid.spacing == pytest.approx((4e-5, 4e-6, 4e-6))
+    assert np.allclose(grid.to_voxel(grid.to_world((1, 2, 3))), (1, 2, 3))
+    skewed = np.diag([4e-6, 4e-6, 4e-6, 1.0])
+    skewed[:3, 1] = skewed[:3, 0]
+    with pytest.raises(GeometryError, match="singular"):
+        Geometry((2, 2, 2), skewed)

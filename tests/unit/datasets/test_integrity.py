@@ -138,14 +138,16 @@ def test_the_same_image_twice_is_a_warning(folder: Path) -> None:
     assert only(check(folder)).found == "case_0, case_2"
 
 
-def test_forms_that_disagree_are_a_warning(folder: Path) -> None:
-    """The reader's note about qform and sform reaches the report."""
-    image = nibabel.load(folder / "imagesTr" / "case_0_0001.nii.gz")
+@pytest.mark.parametrize("file", ["imagesTr/case_0_0001.nii.gz", "labelsTr/case_0.nii.gz"])
+def test_forms_that_disagree_are_a_warning(folder: Path, file: str) -> None:
+    """The reader's note about qform and sform of an image or a label map reaches the report."""
+    image = nibabel.load(folder / file)
     qform = image.affine.copy()
     qform[0, 3] += 5
     image.set_qform(qform, code=1)
-    nibabel.save(nibabel.Nifti1Image(image.get_fdata(), None, image.header), folder / "imagesTr" / "case_0_0001.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), None, image.header), folder / file)
     finding = only(check(folder))
+    assert finding.file == folder / file, finding
     assert finding.severity == "warning"
     assert "qform and sform" in finding.problem
 
@@ -205,3 +207,12 @@ def test_reports_read_well(folder: Path) -> None:
     assert "[error] case_1: label values that dataset.json does not declare" in text
     assert f"file: {folder / 'labelsTr' / 'case_1.nii.gz'}" in text
     assert text.endswith("1 errors in 1 cases, 0 warnings")
+
+
+def test_surplus_channels_and_other_endings_are_reported(folder: Path) -> None:
+    """A file that belongs to no channel makes its case bad; images of another ending are named."""
+    add_image(folder / "imagesTr" / "case_1_0002.nii.gz")
+    add_image(folder / "imagesTr" / "case_9_0000.mha")
+    report = check(folder)
+    assert [(f.case, f.problem) for f in report.errors] == [("case_1", "there are more files than channels")]
+    assert [f.found for f in report.warnings] == ["case_9_0000.mha"]

@@ -117,13 +117,68 @@ def test_prediction_folders_keep_complete_cases(tmp_path: Path) -> None:
 
 
 def test_prediction_folders_may_hold_other_formats(tmp_path: Path) -> None:
-    """Other endings are read where none of the dataset's exists, and two files of one name are refused."""
+    """Other endings are read where none of the dataset's exists, else named; two files of one name are refused."""
     touch(tmp_path, "a_0000.mha", "b.nrrd", "c.nii", "c.mha")
     cases, findings = list_cases(tmp_path, num_channels=1, ending=".nii.gz")
     assert [case.name for case in cases] == ["a", "b"]
     assert [finding.case for finding in findings] == ["c"]
     touch(tmp_path, "d.nii.gz")
-    assert [case.name for case in list_cases(tmp_path, num_channels=1, ending=".nii.gz")[0]] == ["d"]
+    cases, findings = list_cases(tmp_path, num_channels=1, ending=".nii.gz")
+    assert [case.name for case in cases] == ["d"]
+    assert [(f.severity, f.found) for f in findings] == [("warning", "a_0000.mha, b.nrrd, c.mha, c.nii")]
+
+
+def test_endings_in_capitals_are_left_out_as_nnu_net_does_or_read(tmp_path: Path) -> None:
+    """Beside files of the dataset's ending they are named; on their own they are images like any other."""
+    touch(tmp_path, "b.NII.GZ", "c_0000.Nii.gz")
+    cases, findings = list_cases(tmp_path, num_channels=1, ending=".nii.gz")
+    assert [(case.name, case.images[0].name) for case in cases] == [("b", "b.NII.GZ"), ("c", "c_0000.Nii.gz")]
+    assert findings == ()
+    touch(tmp_path, "a.nii.gz")
+    cases, findings = list_cases(tmp_path, num_channels=1, ending=".nii.gz")
+    assert [case.name for case in cases] == ["a"]
+    assert [(f.severity, f.found) for f in findings] == [("warning", "b.NII.GZ, c_0000.Nii.gz")]
+
+
+@pytest.mark.parametrize(
+    ("channels", "ending", "names", "surplus"),
+    [
+        (1, ".nii.gz", ["p_0000", "p_0001", "p_0002", "p_0003"], ["p_0001", "p_0002", "p_0003"]),
+        (1, ".nii.gz", ["p_0000", "p_2021"], ["p_2021"]),
+        (2, ".nii.gz", ["p_0000", "p_0001", "p_0002"], ["p_0002"]),
+        (2, ".nii.gz", ["p_0000", "p_0007"], ["p_0007"]),
+        (3, ".png", ["p_0000", "p_0001", "p_0002", "p_0003"], ["p_0003"]),
+    ],
+)
+def test_more_files_than_channels_are_an_error(
+    tmp_path: Path, channels: int, ending: str, names: list[str], surplus: list[str]
+) -> None:
+    """Numbered images without a channel look like channels of one: none is ignored, the message says what to do."""
+    touch(tmp_path, *(name + ending for name in names), *(f"good_000{index}{ending}" for index in range(channels)))
+    cases, findings = list_cases(tmp_path, num_channels=channels, ending=ending)
+    assert [case.name for case in cases] == ["good"]
+    assert {(f.case, f.severity) for f in findings} == {("p", "error")}
+    finding = next(f for f in findings if "more files than channels" in f.problem)
+    assert finding.found == ", ".join(name + ending for name in surplus) + " too"
+    assert f"{surplus[-1]}_0000{ending}" in finding.render()
+
+
+def test_numbered_colour_pictures_are_cases(tmp_path: Path) -> None:
+    """As with one channel: where there is no _0000, a number is a part of the name."""
+    touch(tmp_path, "img_0001.png", "img_0002.png", "scan_0000.png", "scan_0001.png")
+    cases, findings = list_cases(tmp_path, num_channels=3, ending=".png")
+    assert [(case.name, len(case.images)) for case in cases] == [("img_0001", 1), ("img_0002", 1)]
+    (finding,) = findings
+    assert (finding.case, finding.problem) == ("scan", "channel 2 is missing")
+    assert "scan_0001_0000.png" in finding.render()
+
+
+def test_names_that_end_in_numbers_mean_what_they_mean_in_nnu_net(tmp_path: Path) -> None:
+    """With a channel in every name, any number before it is a part of the case."""
+    touch(tmp_path, *(f"p_000{case}_0000.nii.gz" for case in range(3)), "p_0000.nii.gz")
+    cases, findings = list_cases(tmp_path, num_channels=1, ending=".nii.gz")
+    assert [case.name for case in cases] == ["p", "p_0000", "p_0001", "p_0002"]
+    assert findings == ()
 
 
 def test_empty_prediction_folders_are_usage_errors(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import KFold
 
 from samunet.core.errors import ConfigError, UsageError
-from samunet.datasets.splits import cases_of_fold, load_or_make_splits, make_splits, monitor_subset
+from samunet.datasets.splits import cases_of_fold, load_or_make_splits, load_splits, make_splits, monitor_subset
 
 CASES = [f"case_{index:02d}" for index in range(23)]
 
@@ -78,8 +78,17 @@ def test_wrong_files_are_refused(tmp_path: Path, content: object) -> None:
     """Unknown cases, cases on both sides, empty or misnamed sides."""
     file = tmp_path / "splits_final.json"
     file.write_text(json.dumps(content))
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         load_or_make_splits(file, CASES)
+    assert caught.value.file == file
+
+
+def test_every_fault_of_a_file_names_its_fold(tmp_path: Path) -> None:
+    """Two malformed folds are told at once."""
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": ["case_00"]}, {"train": ["case_00"], "val": ["case_01"]}, {"val": []}]))
+    with pytest.raises(ConfigError, match=r"folds\.0\.val: (?s:.*)folds\.2\.train: "):
+        load_splits(file, CASES)
 
 
 def test_folds_are_named_zero_to_four_or_all() -> None:

@@ -16,10 +16,11 @@ from samunet.cli.evaluate import build_parser, main
 from samunet.core.errors import ConfigError, UsageError
 from samunet.core.geometry import Geometry
 from samunet.core.log import SilentReporter
+from samunet.datasets.raw import load_label_spec
 from samunet.evaluation.case import DEFAULT_TOLERANCE_MM
 from samunet.evaluation.policy import EMPTY_RULE
 from samunet.imageio import write_labels
-from samunet.pipeline.evaluate import evaluate, labels_from_references, match, read_dataset_json, suggest_processes
+from samunet.pipeline.evaluate import evaluate, labels_from_references, match, suggest_processes
 
 SHAPE, SPACING = (6, 10, 12), (2.0, 1.0, 0.5)
 
@@ -205,6 +206,76 @@ def test_undeclared_values_and_other_files_are_told(dataset: Path, predictions: 
     assert report.complete
 
 
+def test_references_with_undeclared_values_are_not_scored(
+    dataset: Path, predictions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reference that dataset.json does not fit fails its case, whatever the prediction; the others are scored."""
+    strange = label_map()
+    strange[strange == 2] = 4
+    for file in (dataset / "labelsTr" / "b.nii.gz", predictions / "b.nii.gz"):
+        write(file, strange)
+    assert run(dataset / "labelsTr", predictions) == 1
+    report = load_report(predictions / "summary.json")
+    assert [case.case for case in report.metric_per_case] == ["a", "c", "d"]
+    message = report.failed_cases["b"]
+    for part in (str(dataset / "labelsTr" / "b.nii.gz"), "values 0, 1, 2", "found: 4", "--dataset-json"):
+        assert part in message
+    for case in ("a", "c", "d"):
+        write(dataset / "labelsTr" / f"{case}.nii.gz", strange)
+    capsys.readouterr()
+    assert run(dataset / "labelsTr", predictions) == 1
+    assert "in no reference" not in capsys.readouterr().err
+
+
+def test_references_without_any_structure_are_an_input_error(
+    dataset: Path, predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written and the exit code is 2, as no case could be evaluated."""
+    empty = tmp_path / "elsewhere" / "references"
+    empty.mkdir(parents=True)
+    write(empty / "a.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert run(empty, predictions) == 2
+    assert "no reference holds a label above 0" in capsys.readouterr().err
+    assert not (predictions / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": {"background": 0, "liver": 1, "ignore": [2]}}, "ignore: [2]"),
+        ({"labels": {"background": 0, "liver": 1, "tumour": 40_000}}, "at most 32767"),
+        ({"dataset": {"a": {"images": ["a.nii.gz"]}}}, "case: a"),
+        ({"dataset": ["a"]}, "dataset: "),
+    ],
+)
+def test_malformed_dataset_json_is_one_message(
+    dataset: Path, predictions: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], words: str
+) -> None:
+    """The file and the entry are named, and the exit code is 2."""
+    file = dataset / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert run("-d", dataset, predictions) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert f"file: {file}" in message
+    assert "not foreseen" not in message
+
+
+def test_malformed_splits_are_one_message(
+    dataset: Path, predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fold without validation cases, or with a case that has no label file, is named with the file."""
+    splits = tmp_path / "preprocessed" / dataset.name / "splits_final.json"
+    splits.parent.mkdir(parents=True)
+    words = ("-d", dataset, predictions, "--preprocessed", tmp_path / "preprocessed", "-f", 0)
+    for content, part in (([{"train": ["a"]}], "folds.0.val"), ([{"train": ["a"], "val": ["z"]}], "found: z")):
+        splits.write_text(json.dumps(content))
+        assert run(*words) == 2
+        message = capsys.readouterr().err
+        assert part in message
+        assert f"file: {splits}" in message
+
+
 def test_tolerance_that_does_not_suit_the_voxels_is_told(dataset: Path, predictions: Path) -> None:
     """A tolerance of many voxels or of less than one draws a warning; one that suits draws none."""
     pairs, _ = match({f.name[:-7]: f for f in (dataset / "labelsTr").iterdir()}, predictions)
@@ -277,7 +348,7 @@ def test_dataset_json_without_labels_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "dataset.json"
     file.write_text("{}")
     with pytest.raises(ConfigError, match="no labels"):
-        read_dataset_json(file)
+        load_label_spec(file)
 
 
 def test_two_references_of_one_case_are_refused(dataset: Path, predictions: Path) -> None:

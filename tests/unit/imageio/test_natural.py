@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 
 from samunet.core.errors import DataError
@@ -15,6 +19,40 @@ from samunet.core.volume import Volume
 from samunet.imageio import read_geometry, read_labels, read_volume, write_image, write_labels
 
 RNG = np.random.default_rng(0)
+
+
+def packed(bits: str) -> bytes:
+    """Bits as bytes, filled up with zeros."""
+    return int(bits + "0" * (-len(bits) % 8), 2).to_bytes((len(bits) + 7) // 8, "big")
+
+
+def rows_of(values: NDArray[Any], depth: int) -> list[bytes]:
+    """The rows of a picture whose values take so many bits each."""
+    return [packed("".join(f"{value:0{depth}b}" for value in row)) for row in values]
+
+
+def small_png(file: Path, values: NDArray[Any], depth: int) -> Path:
+    """A grey PNG of few bits, which Pillow cannot write."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row for row in rows_of(values, depth))),
+        b"IEND": b"",
+    }
+    body = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks.items()]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+    return file
+
+
+def lzw_tiff(file: Path, values: NDArray[Any], depth: int, photometric: int) -> Path:
+    """A grey TIFF of few bits with LZW (codes of 9 bits: clear, each byte as it is, end)."""
+    codes = [256, *b"".join(rows_of(values, depth)), 257]
+    data = packed("".join(f"{code:09b}" for code in codes))
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: depth, 259: 5, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = 8 + len(data)
+    file.write_bytes(b"II*\0" + struct.pack("<I", start) + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+    return file
 
 
 def test_grey_png_of_8_and_16_bits_keep_their_values(tmp_path: Path) -> None:
@@ -58,6 +96,16 @@ def test_binary_png_are_zero_and_one(tmp_path: Path) -> None:
     mask = RNG.integers(0, 2, (6, 7)).astype(bool)
     Image.fromarray(mask).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png").data[0, 0], mask)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_small_grey_values_are_the_labels(tmp_path: Path, depth: int) -> None:
+    """A grey PNG of 1, 2 or 4 bits holds its labels unscaled; so does a TIFF of any photometric meaning."""
+    values = RNG.integers(0, 2**depth, (6, 7))
+    files = [small_png(tmp_path / "a.png", values, depth)]
+    files += [lzw_tiff(tmp_path / f"{white}.tif", values, depth, white) for white in (0, 1)]
+    for file in files:
+        np.testing.assert_array_equal(read_labels(file).data[0, 0], values, err_msg=file.name)
 
 
 def test_16_bit_colour_png_are_refused(tmp_path: Path) -> None:
@@ -121,6 +169,29 @@ def test_a_mask_of_pages_keeps_the_spacing(tmp_path: Path) -> None:
     assert back.geometry.matches(grid)
 
 
+def test_numbered_volumes_have_side_files_of_their_own(tmp_path: Path) -> None:
+    """A number at the end of a mask's name is no channel: no mask takes another's spacing."""
+    for number, spacing in ((1, 2.0), (2, 5.0)):
+        grid = Geometry.from_spacing((3, 6, 7), (spacing, 1.0, 1.0))
+        write_labels(tmp_path / f"scan_000{number}.tif", np.ones(grid.shape, np.uint8), geometry=grid)
+    spacings = [read_labels(tmp_path / f"scan_000{number}.tif").geometry.spacing[0] for number in (1, 2)]
+    assert spacings == [2.0, 5.0]
+    assert sorted(file.name for file in tmp_path.glob("*.json")) == ["scan_0001.json", "scan_0002.json"]
+    assert read_volume([tmp_path / "scan_0002.tif"]).geometry.spacing == (5.0, 1.0, 1.0)
+
+
+def test_side_files_in_nnu_nets_layout(tmp_path: Path) -> None:
+    """CASE.json belongs to the images CASE_0000 and the label map CASE, also where CASE ends in a number."""
+    pages = np.ones((3, 6, 7), np.uint8)
+    for name in ("cell_0001.tif", "cell_0001_0000.tif", "cell_0001_0001.tif", "cell_0002.tif"):
+        tifffile.imwrite(tmp_path / name, pages, photometric="minisblack")
+    (tmp_path / "cell_0001.json").write_text('{"spacing": [2, 1, 1]}')
+    (tmp_path / "cell.json").write_text('{"spacing": [7, 1, 1]}')
+    image = read_volume([tmp_path / "cell_0001_0000.tif", tmp_path / "cell_0001_0001.tif"])
+    assert image.geometry.spacing == read_labels(tmp_path / "cell_0001.tif").geometry.spacing == (2.0, 1.0, 1.0)
+    assert read_labels(tmp_path / "cell_0002.tif").geometry.spacing == (1.0, 1.0, 1.0)
+
+
 def test_tiff_with_pages_of_several_sizes_are_refused(tmp_path: Path) -> None:
     """Pages that do not stack are no volume."""
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
@@ -142,4 +213,7 @@ def test_pictures_round_trip_and_refuse_what_they_cannot_hold(tmp_path: Path) ->
         write_labels(tmp_path / "d.png", np.zeros(deep.shape, np.uint8), geometry=deep)
     with pytest.raises(DataError, match="whole numbers"):
         write_image(tmp_path / "f.png", Volume(np.full((1, 1, 6, 7), 0.5, np.float32), grid))
+    for channels, name in ((2, "n.png"), (4, "n.png"), (2, "n.tif"), (4, "n.tif")):
+        with pytest.raises(DataError, match="one channel, or three"):
+            write_image(tmp_path / name, Volume(np.ones((channels, 1, 6, 7), np.uint8), grid))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["c.png", "c.tif"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
 from samunet.core.errors import DataError, UsageError
 from samunet.core.geometry import Geometry
@@ -83,6 +84,39 @@ def test_masks_follow_an_image_of_another_format(tmp_path: Path, ending: str) ->
     if ending.startswith(".nii"):
         header = nibabel.load(tmp_path / f"m{ending}").header
         assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 1)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_masks_have_as_many_axes_as_their_image(tmp_path: Path, ending: str) -> None:
+    """A flat image has a flat mask on its very grid; an image of one slice keeps its third axis."""
+    for name, shape in (("flat", (4, 5)), ("slice", (1, 4, 5))):
+        image = SimpleITK.GetImageFromArray(np.zeros(shape, np.int16))
+        image.SetSpacing((0.5, 0.7, 3.0)[: len(shape)])
+        image.SetOrigin((30.0, 40.0, 50.0)[: len(shape)])
+        source, target = tmp_path / f"{name}{ending}", tmp_path / f"{name}_mask{ending}"
+        SimpleITK.WriteImage(image, str(source))
+        volume = read_volume([source])
+        labels = np.arange(20).reshape(1, 4, 5)
+        write_labels(target, labels, like=volume)
+        mask, back = SimpleITK.ReadImage(str(target)), read_labels(target)
+        for question in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(mask, question)() == pytest.approx(getattr(image, question)()), question
+        if ending.startswith(".nii"):
+            assert nibabel.load(target).shape == nibabel.load(source).shape
+        np.testing.assert_array_equal(back.data[0], labels)
+        np.testing.assert_array_equal(back.geometry.affine, volume.geometry.affine)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_a_flat_image_that_was_turned_has_three_axes(tmp_path: Path, ending: str) -> None:
+    """Two axes cannot say where a slice outside of the plane z = 0 lies."""
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((4, 5), np.int16)), str(tmp_path / f"a{ending}"))
+    volume = read_volume([tmp_path / f"a{ending}"])
+    affine = volume.geometry.affine.copy()
+    affine[2, 3] = 12
+    raised = Volume(volume.data, Geometry(volume.geometry.shape, affine), volume.header)
+    write_labels(tmp_path / f"m{ending}", np.ones((1, 4, 5), np.uint8), like=raised)
+    assert raised.geometry.matches(read_geometry(tmp_path / f"m{ending}"))
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from samunet.artifacts.best import ComponentFilter
 from samunet.artifacts.plan import ChannelNormalization
@@ -19,7 +21,7 @@ from samunet.core.log import SilentReporter
 from samunet.imageio import read_labels, write_image
 from samunet.inference.predictor import Predictor
 from samunet.pipeline.predict import PredictionRequest, predict
-from tests.planted import planted_predictor
+from tests.planted import PlantedModel, planted_predictor
 from tests.samples import decided, make_case, make_plan
 
 CASES = ("a", "b", "c")
@@ -209,3 +211,41 @@ def test_an_unreadable_report_is_no_plan_to_make_again(folder: Path) -> None:
         run(folder, resume=True)
     assert not isinstance(error.value, ConfigError)
     assert "plan again" not in str(error.value)
+
+
+def test_masks_of_images_that_changed_are_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another image under the same name is predicted; so is every image where a report does not say what it read."""
+    interrupt(folder, monkeypatch)
+    volume, _ = make_case(7)
+    volume.data[0] = 45
+    write_image(folder / "in" / "a_0000.nii.gz", volume)
+    said = run(folder, resume=True).warnings
+    assert statuses(folder) == ["predicted", "kept", "predicted"]
+    assert any("predicted again: a" in line for line in said)
+    assert not read_labels(folder / "out" / "a.nii.gz").data.any()
+    report = read_json(folder / "out" / "prediction.json")
+    for case in report["cases"]:
+        case.pop("source")
+    (folder / "out" / "prediction.json").write_text(json.dumps(report))
+    run(folder, resume=True)
+    assert statuses(folder) == ["predicted"] * 3
+
+
+def test_a_case_whose_logits_are_not_finite_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mask is made of NaN: the case fails with the precision and device, the others go on."""
+    answer = PlantedModel.forward
+
+    def spoiled(self: PlantedModel, images: Tensor) -> Tensor:
+        logits = answer(self, images)
+        return torch.where(images.max() > 64, logits.log(), logits)
+
+    monkeypatch.setattr(PlantedModel, "forward", spoiled)
+    volume, _ = make_case(2)
+    volume.data[0] = 70
+    write_image(folder / "in" / "c_0000.nii.gz", volume)
+    run(folder)
+    assert statuses(folder) == ["predicted", "predicted", "failed"]
+    problem = read_json(folder / "out" / "prediction.json")["cases"][2]["problem"]
+    assert "not finite" in problem
+    assert "fp32 on cpu" in problem
+    assert not (folder / "out" / "c.nii.gz").exists()

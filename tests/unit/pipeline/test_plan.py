@@ -127,9 +127,8 @@ def test_a_changed_dataset_is_planned_anew(workspace: Workspace) -> None:
 def test_bad_cases_stop_or_are_skipped(workspace: Workspace) -> None:
     """Verification stops the run with every finding; --skip-bad-cases goes on and records what was left out."""
     (workspace.raw / NAME / "imagesTr" / "case_2_0000.nii.gz").write_bytes(b"broken")
-    with pytest.raises(VerificationError) as caught:
+    with pytest.raises(VerificationError):
         run(workspace)
-    assert caught.value.exit_code == 2
     assert not workspace.plan_file(NAME).exists()
     result, reporter = run(workspace, skip_bad_cases=True)
     assert result.plan.left_out == ("case_2",)
@@ -161,6 +160,25 @@ def test_unverified_runs_are_verified_later(workspace: Workspace, monkeypatch: p
     monkeypatch.setattr(module, "_verify", lambda dataset, *_: seen.append(dataset.name) or ())
     run(workspace)
     assert seen == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("broken", "flags", "words"),
+    [
+        (1, [], "verification found 1 errors"),
+        (6, ["--skip-bad-cases"], "no training case is left"),
+        (1, ["--no-verify"], "1 of 6 cases could not be measured"),
+    ],
+)
+def test_a_command_that_plans_nothing_exits_with_2(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], broken: int, flags: list[str], words: str
+) -> None:
+    """Whatever the broken cases stop, no plan is written, and the exit code is not that of some failed cases."""
+    for index in range(broken):
+        (workspace.raw / NAME / "imagesTr" / f"case_{index}_0000.nii.gz").write_bytes(b"broken")
+    assert main(["-d", "1", "--workspace", str(workspace.raw.parent), "-np", "1", *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert not workspace.plan_file(NAME).exists()
 
 
 def test_the_command(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,3 +79,15 @@ def test_masks_of_other_prompts_are_not_kept(folder: Path) -> None:
     (folder / "out" / "prediction.json").unlink()
     with pytest.raises(UsageError, match="nothing says"):
         run(folder, "prompts.json", resume=True)
+
+
+def test_no_file_is_left_out_silently(folder: Path) -> None:
+    """An image whose files are unclear has failed, with all that is wrong; files of other endings are warned of."""
+    for name in ("two_0000.nii.gz", "two_0001.nii.gz", "three.mha"):
+        (folder / "in" / name).touch()
+    reporter = SilentReporter()
+    request = PredictionRequest(folder / "in", folder / "out", folder / "model", prompts=folder / "prompts.json")
+    report = predict(request, reporter=reporter)
+    assert [(case.case, case.status) for case in report.cases] == [("one", "predicted"), ("two", "failed")]
+    assert "two_0001.nii.gz" in (report.cases[1].problem or "")
+    assert any("three.mha" in warning for warning in reporter.warnings)

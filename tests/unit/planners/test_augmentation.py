@@ -158,7 +158,7 @@ def test_the_plan_holds_the_decisions() -> None:
     """Rotation, overlap and views stand in the plan with a reason and reach the resolved recipe."""
     found = plan_of([facts.case(tilt=32.0)] * 4)
     recipe = found.configuration("3d").recipes["none"]["cpu"]
-    assert recipe.augmentation.value == Augmentation(rotation_deg=35.0, frequency=2.5)
+    assert recipe.augmentation.value == Augmentation(rotation_deg=35.0)
     assert "32 degrees" in recipe.augmentation.reason
     resolved = resolve_recipe(found.configuration("3d"), "none", "cpu")
     assert resolved.augmentation.rotation_deg == 35.0
@@ -212,13 +212,3 @@ def test_impossible_overlap_is_refused(name: str) -> None:
     content["configurations"]["2d"][name]["value"] = 1.0
     with pytest.raises(ConfigError, match=name):
         parse_schema(Plan, content)
-
-
-@pytest.mark.parametrize(("num_cases", "times"), [(1, 2.5), (10, 2.5), (11, 1.0), (500, 1.0)])
-def test_few_cases_are_varied_more_often(num_cases: int, times: float) -> None:
-    """Up to ten cases; the reason says how many there are."""
-    value, reason = augmentation.frequency(num_cases)
-    assert value == times
-    assert "10" in reason
-    plan = plan_of([facts.case()] * min(num_cases, 20))
-    assert plan.configuration("2d").recipes["none"]["cpu"].augmentation.value.frequency == times

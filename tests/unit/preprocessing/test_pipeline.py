@@ -10,6 +10,7 @@ import pytest
 from samunet.artifacts.plan import Plan
 from samunet.core.errors import DataError
 from samunet.core.geometry import AxisOperation, Geometry
+from samunet.core.labels import LARGEST_VALUE
 from samunet.core.volume import Volume
 from samunet.preprocessing.pipeline import preprocess_case
 
@@ -42,6 +43,27 @@ def test_slices_with_structures_are_listed(make_plan: PlanMaker, phantom: Phanto
     record = preprocess_case(*phantom, plan=plan, configuration="2d", name="a").record
     assert record.label_slices == {"organ": (1, 2, 3), "vessel": (2,)}
     assert record.valid_slices == (0, 1, 2, 3)
+
+
+def test_undeclared_label_values_are_refused(make_plan: PlanMaker, phantom: Phantom) -> None:
+    """A value that nothing declares is stored neither as itself nor, cut to the store's 16 bits, as a structure."""
+    volume, labels = phantom
+    marked = labels.data.astype(np.int32)
+    marked[:, 3, 8, 8] = 2**16 + 1
+    with pytest.raises(DataError, match="does not declare") as caught:
+        preprocess_case(volume, labels.with_data(marked), plan=make_plan(), configuration="2d", name="odd")
+    assert (caught.value.case, caught.value.found, caught.value.expected) == ("odd", "65537", "0, 1, 2")
+
+
+def test_the_largest_label_value_is_stored(make_plan: PlanMaker, phantom: Phantom) -> None:
+    """The largest value that dataset.json may declare comes back from the store's type as it was."""
+    volume, labels = phantom
+    plan = make_plan(labels={"background": 0, "organ": 1, "vessel": LARGEST_VALUE})
+    high = np.where(labels.data == 2, LARGEST_VALUE, labels.data.astype(np.int32))
+    case = preprocess_case(volume, labels.with_data(high), plan=plan, configuration="2d", name="a")
+    assert case.labels is not None
+    assert set(np.unique(case.labels)) == {0, 1, LARGEST_VALUE}
+    assert case.record.label_slices["vessel"] == (2,)
 
 
 def test_ignored_slices_and_regions(make_plan: PlanMaker, phantom: Phantom) -> None:
@@ -131,6 +153,10 @@ def test_unusable_cases_are_errors_that_name_the_case(make_plan: PlanMaker, phan
     small = Volume(labels.data[:, 1:], Geometry.from_spacing((5, 20, 18), (3, 1, 1)))
     with pytest.raises(DataError, match="different shapes"):
         preprocess_case(volume, small, plan=make_plan(), configuration="2d", name="bad")
+    mirrored = Volume(labels.data, Geometry(labels.geometry.shape, labels.geometry.affine @ np.diag([-1, 1, 1, 1])))
+    with pytest.raises(DataError, match="different places") as caught:
+        preprocess_case(volume, mirrored, plan=make_plan(), configuration="2d", name="bad")
+    assert "".join(mirrored.geometry.codes) in str(caught.value)
     two = make_plan(normalization=({"scheme": "none"}, {"scheme": "none"}))
     with pytest.raises(DataError, match="2 channels"):
         preprocess_case(volume, labels, plan=two, configuration="2d", name="bad")

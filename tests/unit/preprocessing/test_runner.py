@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from samunet.core.errors import StoreError
 from samunet.core.log import SilentReporter
 from samunet.core.volume import Volume
 from samunet.distributed.casewise import Outcome
-from samunet.preprocessing.runner import preprocess_dataset
+from samunet.preprocessing.runner import preprocess_dataset, source_hash
 from samunet.preprocessing.store import CaseStore
 
 PlanMaker = Callable[..., Plan]
@@ -83,6 +84,7 @@ def test_changed_and_unfinished_cases_are_made_again(
     before = modified(dataset)
     leftover = dataset.folder / "store/data/.partial-abc-case0.b2nd"
     leftover.write_bytes(b"half")
+    os.utime(leftover, (0, 0))
     (dataset.folder / "store/records/case0.json").unlink()
     relabelled = phantom[1].with_data(np.minimum(phantom[1].data, 1))
     assert dataset.training[1].label is not None
@@ -117,3 +119,17 @@ def test_a_store_of_another_plan_is_refused(dataset: RawDataset, make_plan: Plan
     run(dataset, make_plan())
     with pytest.raises(StoreError, match="another plan"):
         run(dataset, make_plan(spacing=(None, 0.5, 0.5)))
+
+
+def test_the_side_file_that_is_read_is_a_source(tmp_path: Path) -> None:
+    """A changed spacing of an image or of a label map changes the hash of a case whose name ends in a number."""
+    case = Case("cell_0001", (tmp_path / "images/cell_0001_0000.tif",), tmp_path / "labels/cell_0001.tif")
+    files = [*case.images, *([] if case.label is None else [case.label])]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(b"pages")
+    hashes = [source_hash(case)]
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "cell_0001.json").write_text('{"spacing": [2, 1, 1]}')
+        hashes.append(source_hash(case))
+    assert len(set(hashes)) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,13 +125,16 @@ def test_a_crash_within_a_write_leaves_the_old_file(
 
 
 def test_leftovers_of_a_killed_run_are_neither_listed_nor_kept(store: CaseStore, case: PreprocessedCase) -> None:
-    """Temporary files that a kill left behind are no cases, and are removed."""
+    """Temporary files that a kill left behind are no cases, and are removed; those of a run that writes now stay."""
     write_case(store.folder, case)
     for kind, ending in (("data", "b2nd"), ("records", "json")):
         (store.folder / kind / f".partial-abc-case_2.{ending}").write_bytes(b"half")
+        os.utime(store.folder / kind / f".partial-abc-case_2.{ending}", (0, 0))
+    being_written = store.folder / "data" / ".partial-def-case_3.b2nd"
+    being_written.write_bytes(b"another run's")
     assert store.names() == ["case_1.2"]
     remove_leftovers(store.folder)
-    assert not list(store.folder.rglob(".partial-*"))
+    assert list(store.folder.rglob(".partial-*")) == [being_written]
     assert store.names() == ["case_1.2"]
 
 
