@@ -190,9 +190,14 @@ def _optimizer_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 def _load_optimizer(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
     parameters = _named_parameters(trainer)
+    fused = {p for group in trainer.optimizer.param_groups if group["fused"] for p in group["params"]}
     for key, value in tensors.items():
         kind, name = key.split(".", 1)
         parameter = parameters[name]
-        # With the parameter's own strides: a fused step goes through memory, whatever the shapes say.
-        restored = value.clone() if kind == "step" else torch.empty_like(parameter).copy_(value)
+        if kind == "step":
+            # As torch keeps it: beside the parameter where a fused step reads it, else on the CPU.
+            restored = value.to(parameter.device if parameter in fused else "cpu", copy=True)
+        else:
+            # With the parameter's own strides: a fused step goes through memory, whatever the shapes say.
+            restored = torch.empty_like(parameter).copy_(value)
         trainer.optimizer.state[parameter][kind] = restored
