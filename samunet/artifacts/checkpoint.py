@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.dataset import DatasetDescription
 from samunet.artifacts.method import Method
 from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, Plan, ResolvedRecipe
-from samunet.core.config import Schema, parse_schema
+from samunet.core.config import Schema, SchemaType, parse_schema
 from samunet.core.errors import CheckpointError, ConfigError
 from samunet.core.files import atomic_path, sha256_json
 
@@ -132,7 +132,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Args:
         path: File to write, ending in .safetensors.
         checkpoint: Its tensors may live on any device.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk; an earlier one under that name is kept.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     metadata = {
@@ -142,41 +146,106 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "fingerprint": json.dumps(checkpoint.fingerprint),
     }
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+        raise CheckpointError(
+            "the checkpoint cannot be written",
+            file=path,
+            expected=f"{size:.1f} MB of room in {path.parent}, and leave to write there",
+            found=str(error),
+            todo="make room; a training run then goes on with --c",
+        ) from None
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read only what a checkpoint is, not its tensors."""
-    return parse_schema(Manifest, _metadata(path)["manifest"], file=path)
+    """Read only what a checkpoint is, not its tensors.
+
+    Raises:
+        CheckpointError: As for :func:`read_checkpoint`.
+    """
+    return _manifest(_metadata(path)["manifest"], path)
 
 
 def read_plan(path: Path) -> Plan:
-    """Read only the plan of a checkpoint."""
-    return parse_schema(Plan, _metadata(path)["plan"], file=path)
+    """Read only the plan of a checkpoint.
+
+    Raises:
+        CheckpointError: As for :func:`read_checkpoint`.
+    """
+    metadata = _metadata(path)
+    _manifest(metadata["manifest"], path)
+    return _parsed(Plan, metadata["plan"], path)
 
 
 def read_checkpoint(path: Path, *, device: str = "cpu") -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: If it is missing, truncated, or no samunet checkpoint.
+        CheckpointError: If it is missing, truncated, no samunet checkpoint, or one of another version.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     metadata = _metadata(path)
+    manifest = _manifest(metadata["manifest"], path)
     try:
         tensors = load_file(path, device=device)
     except SafetensorError as error:
         raise CheckpointError("the checkpoint's tensors cannot be read", file=path, found=str(error)) from None
     return Checkpoint(
-        parse_schema(Manifest, metadata["manifest"], file=path),
-        parse_schema(Plan, metadata["plan"], file=path),
-        DatasetDescription.model_validate(metadata["dataset"]),
+        manifest,
+        _parsed(Plan, metadata["plan"], path),
+        _description(metadata["dataset"], path),
         metadata["fingerprint"],
         tensors,
     )
+
+
+def of_another_version(path: Path, found: str) -> CheckpointError:
+    """The error for a checkpoint whose content this version of samunet does not know.
+
+    Args:
+        path: The checkpoint.
+        found: What of it is not known, or its version.
+    """
+    return CheckpointError(
+        "the checkpoint was written by another version of samunet",
+        file=path,
+        expected=f"checkpoint version {CHECKPOINT_VERSION}, with the content of samunet as it is installed",
+        found=found,
+        todo="use the version of samunet that wrote it, or train again with --overwrite",
+    )
+
+
+def _manifest(content: Any, path: Path) -> Manifest:
+    """The manifest of a file, and in it a recipe that can be used."""
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != CHECKPOINT_VERSION:
+        raise of_another_version(path, "no version" if version is None else f"checkpoint version {version}")
+    manifest = _parsed(Manifest, content, path)
+    try:
+        _ = manifest.resolved_recipe
+    except (KeyError, TypeError, ConfigError) as error:
+        raise of_another_version(path, f"version {version}, recipe: {error}") from None
+    return manifest
+
+
+def _parsed(cls: type[SchemaType], content: Any, path: Path) -> SchemaType:
+    try:
+        return parse_schema(cls, content)
+    except ConfigError as error:
+        raise of_another_version(path, error.problem) from None
+
+
+def _description(content: Any, path: Path) -> DatasetDescription:
+    try:
+        return DatasetDescription.model_validate(content)
+    except ValidationError as error:
+        places = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors())
+        raise of_another_version(path, f"dataset.json: {places}") from None
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from samunet.artifacts.method import (
     faults_with_weights,
 )
 from samunet.artifacts.model_spec import SPECS, TOKEN_SIZE
-from samunet.artifacts.plan_document import EDITED, marked, record_file, reduced, resolved
+from samunet.artifacts.plan_document import COPY, EDITED, marked, read_record, reduced, resolved, write_with_record
 from samunet.core.config import Schema, parse_schema
 from samunet.core.errors import ConfigError
 from samunet.core.files import read_json, sha256_json, write_json
@@ -429,10 +429,10 @@ def load_plan(path: Path, *, edited: bool = False, record: dict[str, Any] | None
     Raises:
         ConfigError: With every fault, its place, what was expected and found.
     """
-    beside = record_file(path)
     content = read_json(path)
     if isinstance(content, dict):
-        content = marked(content, read_json(beside) if beside.is_file() else record)
+        content = marked(content, read_record(path, content) or record)
+        content.pop(COPY, None)
     return parse_schema(Plan, resolved(content, file=path), file=path, context=EDITED if edited else None)
 
 
@@ -444,7 +444,5 @@ def save_plan(plan: Plan, path: Path, *, as_planned: bool = False) -> None:
         path: The file.
         as_planned: Whether this is the planner's work, which later edits are told from by a copy beside it.
     """
-    content = reduced(plan.model_dump(mode="json"))
-    if as_planned:
-        write_json(record_file(path), content)
-    write_json(path, content)
+    write = write_with_record if as_planned else write_json
+    write(path, reduced(plan.model_dump(mode="json")))

@@ -1,6 +1,7 @@
 """plans.json as text that people edit: what they changed, and configurations that inherit from others.
 
-Works on JSON content, before any schema sees it. An entry is a decision: a dict that holds "value".
+Works on JSON content, before any schema sees it, and on the plan's copy beside it. An entry is a decision: a dict that
+holds "value".
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from samunet.core.errors import ConfigError
+from samunet.core.files import read_json, sha256_json, write_json
 
 INHERITS = "inherits_from"
 BY_HAND = "set by hand"
 RECORD_ENDING = "_as_planned.json"
+PENDING_ENDING = "_as_planned.next.json"
+COPY = "as_planned"
+"""Entry of a plan and of its copy by which they are known to go together: a hash of what was written."""
 EDITED = {"edited": True}
 """Validation context of a plan that is about to be planned anew: what depends on an edit need not fit it yet."""
 _CONFIGURATIONS = "configurations"
@@ -25,6 +30,40 @@ Place = tuple[str, ...]
 def record_file(path: Path) -> Path:
     """Beside a plan, a copy of it as it was written: what differs from it was edited."""
     return path.with_name(path.stem + RECORD_ENDING)
+
+
+def write_with_record(path: Path, content: Content) -> None:
+    """Write a plan and its copy so that an interruption leaves the old pair or the new one.
+
+    The new copy lies beside the old one until the plan that names it is written; readers take the one that is named.
+    """
+    beside, pending = record_file(path), path.with_name(path.stem + PENDING_ENDING)
+    # left by an interruption after the plan was written: the only copy of the plan that is replaced now
+    if path.is_file() and pending.is_file() and read_record(path, read_json(path)) == _read(pending):
+        pending.replace(beside)
+    content = {**content, COPY: sha256_json(content)}
+    write_json(pending, content)
+    write_json(path, content)
+    pending.replace(beside)
+
+
+def read_record(path: Path, content: Content) -> Content | None:
+    """The copy that goes with a plan; None if there is none.
+
+    Args:
+        path: Of the plan.
+        content: Of the plan.
+    """
+    beside = record_file(path)
+    if COPY not in content:
+        return read_json(beside) if beside.is_file() else None
+    copies = (_read(file) for file in (beside, path.with_name(path.stem + PENDING_ENDING)))
+    return next((copy for copy in copies if copy is not None and copy.get(COPY) == content[COPY]), None)
+
+
+def _read(file: Path) -> Content | None:
+    content = read_json(file) if file.is_file() else None
+    return content if isinstance(content, dict) else None
 
 
 def entries(content: Any, place: Place = ()) -> Iterator[tuple[Place, Content]]:

@@ -31,7 +31,7 @@ class SeenDataset(Schema):
         name: Folder name.
         configuration: Planned configuration, which decides how volumes become slices.
         images: Store folder to the cases that were read from it.
-        left_out: Cases of imagesTr that were not.
+        left_out: Cases of imagesTr that were not, nor images of these names in any other folder.
         labels_read: Whether their labels were read too.
         intensity_map: From stored intensities to what the encoder saw.
         tile_vox: Voxels that were zoomed to the input size.
@@ -50,6 +50,23 @@ class SeenDataset(Schema):
         """Cases of imagesTr."""
         own = [cases for store, cases in self.images.items() if not store.startswith(UNLABELLED)]
         return tuple(case for cases in own for case in cases)
+
+    @property
+    def all_cases(self) -> frozenset[str]:
+        """Names of the cases of all stores: a folder may hold images of imagesTr."""
+        return frozenset(case for cases in self.images.values() for case in cases)
+
+
+class Earlier(Schema):
+    """What the weights that a run continued from had seen, at whatever remove.
+
+    Args:
+        datasets: A part per stage and dataset.
+        lost: Files of stages of which it is not known any more.
+    """
+
+    datasets: tuple[SeenDataset, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class Masking(Schema):
@@ -77,6 +94,7 @@ class Pretrained(Schema):
         from_random: Whether it began, at whatever remove, with random weights, so that SAM has taught it nothing.
         base: The weights that it continued from.
         datasets: What was seen.
+        earlier: What the weights that it continued from had seen; None where an older version did not say.
         masking: Of images; None where there is none.
         steps: Optimizer steps.
         minutes: Training minutes.
@@ -97,6 +115,7 @@ class Pretrained(Schema):
     from_random: bool
     base: BaseWeights
     datasets: tuple[SeenDataset, ...]
+    earlier: Earlier | None = None
     masking: Masking | None = None
     steps: int
     minutes: float
@@ -107,10 +126,6 @@ class Pretrained(Schema):
     seed: int
     provenance: dict[str, Any] = Field(default_factory=dict)
     sha256: str = ""
-
-    def seen(self, dataset: str) -> SeenDataset | None:
-        """What was seen of a dataset."""
-        return next((part for part in self.datasets if part.name == dataset), None)
 
 
 def write_pretrained(path: Path, tensors: Mapping[str, Any], about: Pretrained) -> Pretrained:

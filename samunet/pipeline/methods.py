@@ -30,6 +30,8 @@ from samunet.planners.method_recipes import automatic_recipe, changed_recipe, pr
 from samunet.planners.presets import AUTO, SLAB_CONFIGURATION, Preset, get_preset, without_depth
 
 PLAIN_CONFIGURATION = "2d"
+# What the own method becomes for weights without a mask decoder: one that starts from random values trains whole.
+WHOLE_DECODER: Mapping[str, Any] = {"decoder.train": "full"}
 
 
 class MethodRequest(SubsetRequest, Protocol):
@@ -143,20 +145,21 @@ def method_recipe(
     chosen, about = plan.configuration(configuration), pretrained_weights(request.weights)
     from_random = about is not None and about.from_random
     backbone = _backbone(request, about, _planned_backbone(chosen, kind, place))
-    is_planned = request.preset == AUTO and backbone is None
-    if is_planned:
+    changes = request.changes
+    if request.preset == AUTO and backbone is None:
         recipe = resolve_recipe(chosen, kind, place)
-        if not request.changes and request.rank is None:
-            _refuse_random_decoder(recipe, request)
+        if _would_stay_random(recipe, request):
+            changes = {**WHOLE_DECODER, **changes}
+        if not changes and request.rank is None:
             return recipe
         # a change that cannot be made is told before anything is read
-        with_changes(recipe.method, request.changes, request.rank)
+        with_changes(recipe.method, changes, request.rank)
     fingerprint = load_schema(Fingerprint, workspace.fingerprint_file(plan.dataset))
     asked: dict[str, Any] = {
         "configuration": configuration,
         "weights": kind,
         "device": place,
-        "changes": request.changes,
+        "changes": changes,
         "rank": request.rank,
     }
     if request.preset != AUTO:
@@ -168,11 +171,23 @@ def method_recipe(
         asked["probes"] = load_probes(workspace.probe_file(plan.dataset))
         if backbone is not None:
             planned = automatic_recipe(plan, fingerprint, **asked, backbone=backbone, from_random=from_random)
+            own = strip_reasons(planned, kind, place, slab_depth=chosen.slab_depth.value)
+            if "decoder.train" not in changes and _would_stay_random(own, request):
+                asked["changes"] = {**WHOLE_DECODER, **changes}
+                planned = automatic_recipe(plan, fingerprint, **asked, backbone=backbone, from_random=from_random)
         else:
             planned = changed_recipe(chosen.recipes[kind][place], plan, fingerprint, **asked)
     recipe = strip_reasons(planned, kind, place, slab_depth=chosen.slab_depth.value)
     _refuse_random_decoder(recipe, request)
     return recipe
+
+
+def _would_stay_random(recipe: ResolvedRecipe, request: MethodRequest) -> list[str]:
+    """What would have to be trained too, as the weights do not hold it; nothing if they hold a mask decoder."""
+    kind = chosen_kind(request)
+    faults = [] if kind == "none" else faults_with_weights(recipe.method, kind, has_decoder=False)
+    # the file is read only where it matters
+    return [] if not faults or supplies_decoder(request.weights, recipe.backbone) else faults
 
 
 def _refuse_random_decoder(recipe: ResolvedRecipe, request: MethodRequest) -> None:
@@ -181,10 +196,7 @@ def _refuse_random_decoder(recipe: ResolvedRecipe, request: MethodRequest) -> No
     Raises:
         ConfigError: With what to change.
     """
-    kind = chosen_kind(request)
-    faults = [] if kind == "none" else faults_with_weights(recipe.method, kind, has_decoder=False)
-    # the file is read only where it matters
-    if faults and not supplies_decoder(request.weights, recipe.backbone):
+    if faults := _would_stay_random(recipe, request):
         raise ConfigError(
             f"{'the plan' if request.preset == AUTO else f'preset {request.preset}'} does not go with these weights",
             expected="weights with a mask decoder, or a method that trains all of it",

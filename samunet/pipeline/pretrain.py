@@ -11,7 +11,7 @@ from typing import Any
 from samunet.artifacts.checkpoint import ENDING, BaseWeights
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import IntensityMap, ResolvedRecipe
-from samunet.artifacts.pretraining import Masking, Pretrained, write_pretrained
+from samunet.artifacts.pretraining import Earlier, Masking, Pretrained, read_pretrained, write_pretrained
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import UsageError
 from samunet.core.files import read_json, write_json
@@ -23,7 +23,9 @@ from samunet.models.device import device_class, place, resolve_device, usable_pr
 from samunet.models.formats import ENCODER
 from samunet.models.pretraining import build_masked_model, build_prompted_model
 from samunet.models.weights import NONE, WeightsFile, as_base, locate_weights, pretrained_weights, recorded_weights
+from samunet.pipeline.kept_settings import Setting, is_longer_or_shorter, refuse_others, weights_setting
 from samunet.pipeline.pretrain_data import TRAINING, Source, planned_datasets, read_sources, recipes_of
+from samunet.pipeline.pretrained import seen_before
 from samunet.pipeline.provenance import describe
 from samunet.pipeline.train import DEFAULT_SEED
 from samunet.planners import peft
@@ -126,34 +128,35 @@ def pretrain(request: PretrainingRequest, workspace: Workspace, *, reporter: Rep
     """
     device = resolve_device(request.device)
     about = pretrained_weights(request.weights)
-    from_random = request.weights == NONE or (about is not None and about.from_random)
     backbone = request.backbone or (about.backbone if about else _backbone(request, device))
     datasets = planned_datasets(request, workspace)
     folder = workspace.pretrained_folder(
         request.name or "__".join(["+".join(d.plan.dataset for d in datasets), request.objective, backbone])
     )
     existing = _existing_files(folder, request)
+    begun = _begun(folder, request) if request.resume else None
+    if begun is None:
+        from_random = request.weights == NONE or (about is not None and about.from_random)
+    else:
+        backbone, from_random = begun.recipe.backbone, _from_random(begun.base)
     recipes = recipes_of(request, datasets, workspace, device=device, backbone=backbone, from_random=from_random)
     sources = read_sources(request, datasets, recipes, workspace, reporter)
-    if request.resume:
-        identity = load_identity(folder, "latest")
-        recipe = replace(identity.recipe, precision=usable_precision(identity.recipe, device))
-        clock = clock_of_run(identity.clock, processor=request.processor_clock, resume=True)
-        identity = replace(identity, recipe=_with_length(recipe, request), clock=clock)
-        base = identity.base
+    if begun is not None:
+        recipe = replace(begun.recipe, precision=usable_precision(begun.recipe, device))
+        clock = clock_of_run(begun.clock, processor=request.processor_clock, resume=True)
+        identity = replace(begun, recipe=_with_length(recipe, request), clock=clock)
     else:
         file = locate_weights(request.weights, get_spec(backbone), reporter=reporter)
         recipe = _with_overrides(_shared(recipes[0]), request, device)
-        base = as_base(file)
-        identity = _identity(sources, recipe, base, request, workspace)
+        identity = _identity(sources, recipe, as_base(file), request, workspace)
     facts = _facts(identity, sources, request)
-    run = _Run(folder, identity, sources, facts, from_random, device)
+    run = _Run(folder, identity, sources, facts, from_random, device, begun, seen_before(identity.base))
     return _execute(run, request, existing, reporter)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run is; ``facts`` are what must not change when it is continued."""
+    """What a run is; ``facts`` must not change when it is continued, ``begun`` is what it was then."""
 
     folder: Path
     identity: RunIdentity
@@ -161,6 +164,28 @@ class _Run:
     facts: dict[str, Any]
     from_random: bool
     device: str
+    begun: RunIdentity | None
+    earlier: Earlier
+
+
+def _begun(folder: Path, request: PretrainingRequest) -> RunIdentity:
+    """The run that is continued.
+
+    Raises:
+        UsageError: If it began with another encoder or other weights than are asked for.
+    """
+    begun = load_identity(folder, "latest")
+    backbone = begun.recipe.backbone
+    refuse_others([Setting("--backbone", request.backbone, backbone)], folder)
+    refuse_others([weights_setting(request.weights, begun.base, backbone)], folder)
+    return begun
+
+
+def _from_random(base: BaseWeights) -> bool:
+    """Whether what a run continued from was random, at whatever remove."""
+    file = recorded_weights(base)
+    about = None if file is None else read_pretrained(file.path)
+    return file is None or (about is not None and about.from_random)
 
 
 def _backbone(request: PretrainingRequest, device: str) -> str:
@@ -252,7 +277,7 @@ def _facts(identity: RunIdentity, sources: Sequence[Source], request: Pretrainin
 def _execute(run: _Run, request: PretrainingRequest, existing: Sequence[Path], reporter: Reporter) -> PretrainingResult:
     """Build, train, write."""
     identity, recipe = run.identity, run.identity.recipe
-    if request.resume:
+    if run.begun is not None:
         _refuse_changes(run)
     weights = recorded_weights(identity.base)
     built = _build(recipe, weights, identity.seed, request)
@@ -272,9 +297,9 @@ def _execute(run: _Run, request: PretrainingRequest, existing: Sequence[Path], r
     )
     events = PretrainingEvents(run.folder, identity, samples=data, objective=objective)
     trainer = Trainer(model, settings, objective=objective, make_loader=loader, events=events, reporter=reporter)
-    if request.resume:
+    if run.begun is not None:
         resume(run.folder, trainer)
-        if request.epochs is not None or request.minutes is not None:
+        if is_longer_or_shorter(recipe, run.begun.recipe):
             trainer.prolong()
         events.restart_log(trainer.state.history)
         reporter.info(f"continuing at step {trainer.state.step}, {trainer.state.seconds / 60:.1f} minutes in")
@@ -350,6 +375,11 @@ def _announce(run: _Run, request: PretrainingRequest, built: BuiltModel, reporte
         parts = ", ".join(f"{len(cases)} from {folder.name}" for folder, cases in source.stores)
         reporter.info(f"  {source.planned.plan.dataset}: {source.num_cases} cases ({parts})")
     reporter.info(built.load_report.summary())
+    if run.earlier.lost:
+        reporter.warn(
+            "it is not known which cases taught the weights that this run continues from: files of earlier stages are "
+            f"gone or were replaced: {', '.join(run.earlier.lost)}"
+        )
     if request.supervised and not any(source.left_out for source in run.sources):
         reporter.warn(
             "labels of every case are read: what is trained from these weights cannot be validated on these datasets; "
@@ -373,6 +403,7 @@ def _write(
         from_random=run.from_random,
         base=identity.base,
         datasets=tuple(source.seen(labels_read=request.supervised) for source in run.sources),
+        earlier=run.earlier,
         masking=masking,
         steps=state.step,
         minutes=trainer.elapsed / 60,

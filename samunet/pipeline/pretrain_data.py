@@ -72,7 +72,7 @@ class Source:
         planned: The dataset.
         recipe: Its intensities and tile; the input side is the run's.
         stores: Store folder and the cases read from it.
-        left_out: Cases of imagesTr that are not.
+        left_out: Cases of imagesTr that are not, nor images of these names in any other folder.
     """
 
     planned: Planned
@@ -190,7 +190,9 @@ def read_sources(
         for origin in request.images:
             cases = _cases(origin, planned, reporter)
             known |= {case.name for case in cases}
-            wanted = [case for case in cases if _is_wanted(case.name, request, left_out if origin == TRAINING else ())]
+            wanted = [case for case in cases if _is_wanted(case.name, request, left_out)]
+            if len(wanted) < len(cases):
+                reporter.info(f"{origin}: {len(cases) - len(wanted)} of {len(cases)} images are left out")
             if wanted:
                 stores.append(_store(origin, planned, wanted, request, workspace, reporter))
         if not stores:
@@ -208,7 +210,7 @@ def _is_wanted(name: str, request: DataRequest, left_out: Sequence[str]) -> bool
 
 
 def _left_out(request: DataRequest, planned: Planned, workspace: Workspace) -> tuple[str, ...]:
-    """Cases of imagesTr that must not be seen: named ones and a fold's validation cases."""
+    """Cases of imagesTr that must not be seen, under whatever folder: named ones and a fold's validation cases."""
     names = [case.name for case in planned.dataset.training if case.name not in planned.plan.left_out]
     chosen = set(names) & set(request.left_out)
     if request.left_out_fold is not None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from samunet.artifacts.dataset import DatasetDescription
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.plan import Budget, Decided, Plan, load_plan, save_plan
-from samunet.artifacts.plan_document import record_file
+from samunet.artifacts.plan_document import read_record, record_file
 from samunet.artifacts.probe import Probes
 from samunet.core.errors import ConfigError
+from samunet.core.files import read_json
 from samunet.core.log import Reporter
 from samunet.planners.edits import PLANNED_CONFIGURATIONS, decisions, edits_of, places_by_user
 from samunet.planners.hardware import ASSUMED_GPU_GIB, detect_budget
@@ -53,7 +54,7 @@ def plan_again(
         file.replace(previous := file.with_name(PREVIOUS_PLAN))
         reporter.warn(f"the facts have changed since it was planned: planned anew, the former plan is {previous}")
     _tell(existing, plan, reporter, is_new=not belongs or budget != existing.budget)
-    if plan != existing or not file.is_file() or not record_file(file).is_file():
+    if plan != existing or not file.is_file() or not _has_record(file):
         save_plan(plan, file, as_planned=True)
     return plan
 
@@ -76,10 +77,15 @@ def discard_plan(file: Path, reporter: Reporter) -> None:
 def _read(file: Path, fingerprint: Fingerprint, description: DatasetDescription, probes: Probes) -> Plan:
     """The plan on disk with its edits marked; where no copy tells them, they are what the rules would not say."""
     existing = load_plan(file, edited=True)
-    if record_file(file).is_file() or not _belongs(existing, fingerprint, description, probes):
+    if _has_record(file) or not _belongs(existing, fingerprint, description, probes):
         return existing
     by_rule = make_plan(fingerprint, description, existing.budget, probes=probes)
     return load_plan(file, edited=True, record=by_rule.model_dump(mode="json"))
+
+
+def _has_record(file: Path) -> bool:
+    """Whether the copy of a plan that tells its edits is there."""
+    return read_record(file, read_json(file)) is not None
 
 
 def _budget(existing: Budget, hardware: Mapping[str, float | None]) -> Budget:

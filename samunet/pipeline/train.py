@@ -24,10 +24,11 @@ from samunet.inference.loading import num_input_channels
 from samunet.inference.oracle import oracle_settings
 from samunet.inference.predictor import Predictor
 from samunet.models.build import build_model
-from samunet.models.device import place, resolve_device, usable_precision
+from samunet.models.device import place, resolve_device
 from samunet.models.segmentation import SegmentationModel
 from samunet.models.weights import as_base, locate_weights
 from samunet.pipeline.evaluate import evaluate, save_evaluation
+from samunet.pipeline.kept_settings import CACHED, check_validated, continued_identity, is_longer_or_shorter
 from samunet.pipeline.methods import chosen_weights, run_label
 from samunet.pipeline.oracle import oracle_prompts
 from samunet.pipeline.pretrained import tell_what_was_seen
@@ -40,10 +41,8 @@ from samunet.pipeline.training_run import (
     TrainingRequest,
     planned,
     read_inputs,
-    refuse_changes,
     resolve,
     run_folder,
-    with_length,
 )
 from samunet.planners.hardware import cpu_memory
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, load_identity, resume, save_result
@@ -87,16 +86,14 @@ def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter)
     plan, configuration = planned(request, workspace)
     folder = run_folder(request, plan, configuration, workspace)
     if request.validate_only:
-        refuse_changes(request, length_may_change=False)
-        inputs = read_inputs(request, load_identity(folder, "final"), folder, workspace)
-    elif request.resume:
-        refuse_changes(request, length_may_change=True)
-        identity = load_identity(folder, "latest")
-        recipe = replace(identity.recipe, precision=usable_precision(identity.recipe, device))
-        clock = clock_of_run(identity.clock, processor=request.processor_clock, resume=True)
-        identity = replace(identity, recipe=with_length(recipe, request), clock=clock)
+        identity = load_identity(folder, "final")
+        check_validated(request, identity, folder, reporter)
         inputs = read_inputs(request, identity, folder, workspace)
-        _train(identity, inputs, folder, device, request, reporter)
+    elif request.resume:
+        begun = load_identity(folder, "latest")
+        identity = continued_identity(request, begun, device, folder)
+        inputs = read_inputs(request, identity, folder, workspace)
+        _train(identity, inputs, folder, device, request, reporter, begun=begun)
     else:
         existing = _existing_files(folder, overwrite=request.overwrite)
         identity = identify_run(request, plan, configuration, workspace, device, reporter)
@@ -143,7 +140,7 @@ def identify_run(
         plan=plan,
         description=load_description(workspace.description_file(plan.dataset)),
         fingerprint=read_json(workspace.fingerprint_file(plan.dataset)),
-        provenance=describe(),
+        provenance={**describe(), CACHED: request.cache_embeddings},
         clock=clock_of_run(None, processor=request.processor_clock, resume=False),
     )
 
@@ -155,9 +152,14 @@ def _train(
     device: str,
     request: TrainingRequest,
     reporter: Reporter,
+    *,
     replaced: Sequence[Path] = (),
+    begun: RunIdentity | None = None,
 ) -> None:
-    """Build and train; files of an earlier run are only deleted once nothing can refuse to start any more."""
+    """Build and train, from the start or on from what was ``begun``.
+
+    Files of an earlier run that is ``replaced`` are only deleted once nothing can refuse to start any more.
+    """
     recipe, plan = identity.recipe, identity.plan
     if identity.patience is not None and not inputs.cases.monitor:
         raise UsageError("--patience has no cases to watch: the fold has too few training cases or only one group")
@@ -181,7 +183,7 @@ def _train(
     settings = RunSettings(recipe, device, identity.seed, recipe.minutes, identity.patience, CLOCKS[clock])
     events = _events(identity, inputs, folder, device)
     model = place(built.model, device)
-    samples = _samples(identity, inputs, model, device, inputs.store.parent, request, reporter)
+    samples = _samples(identity, inputs, model, device, inputs.store.parent, reporter)
     trainer = Trainer(
         model,
         settings,
@@ -193,9 +195,9 @@ def _train(
     for path in replaced:
         path.unlink()
     write_json(folder / CASES_FILE, inputs.cases.to_json())
-    if request.resume:
+    if begun is not None:
         resume(folder, trainer)
-        if request.epochs is not None or request.minutes is not None:
+        if is_longer_or_shorter(recipe, begun.recipe):
             trainer.prolong()
         events.restart_log(trainer.state.history)
         reporter.info(f"continuing at step {trainer.state.step}, {trainer.state.seconds / 60:.1f} minutes in")
@@ -233,7 +235,6 @@ def _samples(
     model: SegmentationModel,
     device: str,
     workspace_folder: Path,
-    request: TrainingRequest,
     reporter: Reporter,
 ) -> _Samples:
     """Slabs of the training cases: as they are, with prompts for one structure each, or as cached embeddings.
@@ -252,7 +253,7 @@ def _samples(
         seed=identity.seed,
         augment=recipe.augmentation.enabled,
     )
-    if request.cache_embeddings:
+    if identity.provenance[CACHED]:
         reason = why_not(recipe, configuration, slices.records)
         if reason is not None:
             raise refuse(reason)

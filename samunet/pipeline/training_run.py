@@ -308,29 +308,3 @@ def with_length(recipe: ResolvedRecipe, request: TrainingRequest) -> ResolvedRec
     if request.epochs is not None:
         recipe = replace(recipe, epochs=request.epochs, minutes=None)
     return recipe if request.minutes is None else replace(recipe, minutes=request.minutes)
-
-
-def refuse_changes(request: TrainingRequest, *, length_may_change: bool) -> None:
-    """A run that is continued or validated keeps its settings; when continued its length may change.
-
-    Raises:
-        UsageError: If another setting is given.
-    """
-    given = {
-        "--iterations": request.iterations,
-        "--lr": request.learning_rate,
-        "--batch-size": request.batch_size,
-        "--no-augmentation": None if request.augment else True,
-        "--patience": request.patience,
-        "--seed": request.seed,
-    }
-    if not length_may_change:
-        given |= {"--epochs": request.epochs, "--time-limit": request.minutes}
-    refused = [flag for flag, value in given.items() if value is not None]
-    if refused:
-        raise UsageError(
-            "a run that exists keeps its settings",
-            expected="with --c at most --epochs or --time-limit, which change its length; with --val none",
-            found=", ".join(refused),
-            todo="leave them out, or start a new run with --overwrite",
-        )

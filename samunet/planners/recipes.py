@@ -145,7 +145,7 @@ def automatic(
             taught, facts.num_foreground_slices, facts.num_structures, depth=depth[0], probe=probe
         ),
         "depth": depth,
-        "decoder": peft.decoder_method(taught),
+        "decoder": peft.decoder_method(taught, device),
         "prompts": (PromptMethod(), "all structures are found without a prompt"),
         "fusion": (Fusion(), "SAM's own mask decoder"),
     }

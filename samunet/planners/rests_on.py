@@ -36,7 +36,7 @@ RESTS_ON: dict[str, tuple[Sequence[str], str]] = {
     "tile_vox": ((*_SIZE, *_HARDWARE), "another input_size, or larger slices"),
     "encoder": (("weights", "slices", "structures", "probe"), METHOD),
     "depth": ((), "another slab_depth; or another method: --set depth.kind"),
-    "decoder": (("weights",), METHOD),
+    "decoder": (("weights", "device"), METHOD),
     "prompts": ((), METHOD),
     "fusion": (("weights",), METHOD),
     "attention": (("device",), "another input_size or backbone"),

@@ -18,7 +18,9 @@ from samunet.artifacts.checkpoint import (
     Checkpoint,
     ClockName,
     Manifest,
+    of_another_version,
     read_checkpoint,
+    read_manifest,
     write_checkpoint,
 )
 from samunet.artifacts.dataset import DatasetDescription
@@ -26,7 +28,8 @@ from samunet.artifacts.plan import Plan, ResolvedRecipe
 from samunet.inference.loading import locate_base
 from samunet.models.state import load_trained_state, trained_state
 from samunet.models.weights import WeightsFile
-from samunet.training.trainer import RunState, Trainer, snapshot
+from samunet.training.run_state import RunState, snapshot
+from samunet.training.trainer import Trainer
 
 _OPTIMIZER, _AVERAGE, _RANDOM, _LIVE = "optimizer.", "average.", "random.", "model."
 
@@ -77,10 +80,13 @@ def load_identity(folder: Path, name: str) -> RunIdentity:
     """What the run in a fold's folder is, from its "latest" or "final" checkpoint.
 
     Raises:
-        CheckpointError: If there is no such checkpoint.
+        CheckpointError: If there is no such checkpoint, or it is of another version.
     """
-    checkpoint = read_checkpoint(checkpoint_file(folder, name))
+    file = checkpoint_file(folder, name)
+    checkpoint = read_checkpoint(file)
     manifest = checkpoint.manifest
+    if "patience" not in manifest.state:
+        raise of_another_version(file, "a state without patience")
     return RunIdentity(
         dataset=manifest.dataset,
         configuration=manifest.configuration,
@@ -121,9 +127,7 @@ def save_resumable(folder: Path, trainer: Trainer, identity: RunIdentity) -> Non
     tensors = {_LIVE + k: v for k, v in trained_state(trainer.model).items()}
     tensors |= {_AVERAGE + k: v for k, v in trainer.average.state().items()}
     tensors |= {_OPTIMIZER + k: v for k, v in _optimizer_tensors(trainer).items()}
-    tensors[_RANDOM + "cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors[_RANDOM + "cuda"] = torch.cuda.get_rng_state()
+    tensors |= {_RANDOM + k: v for k, v in _random_state(trainer.settings.device).items()}
     _write(folder, "latest", trainer, identity, tensors)
 
 
@@ -150,6 +154,8 @@ def _write(folder: Path, name: str, trainer: Trainer, identity: RunIdentity, ten
 def resume(folder: Path, trainer: Trainer) -> None:
     """Put a trainer exactly where its latest checkpoint left off.
 
+    A newer "best", written just before the run was killed, still has to be beaten.
+
     Raises:
         CheckpointError: If there is none, or it does not fit the model.
     """
@@ -157,18 +163,51 @@ def resume(folder: Path, trainer: Trainer) -> None:
     load_trained_state(trainer.model, _below(checkpoint.tensors, _LIVE))
     trainer.average.load_state(_below(checkpoint.tensors, _AVERAGE))
     _load_optimizer(trainer, _below(checkpoint.tensors, _OPTIMIZER))
-    random = _below(checkpoint.tensors, _RANDOM)
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
-    values = dict(checkpoint.manifest.state)
-    for name in ("patience", "clock"):
-        values.pop(name, None)
-    scaler = values.pop("scaler")
-    if scaler:
+    _restore_random_state(_below(checkpoint.tensors, _RANDOM), trainer.settings.device)
+    values = dict(checkpoint.manifest.state) | _of_newer_best(folder, checkpoint.manifest)
+    if scaler := values.pop("scaler", None):
         trainer.scaler.load_state_dict(scaler)
-    values["best_score"] = -math.inf if values["best_score"] is None else values["best_score"]
-    trainer.state = RunState(**values)
+    trainer.state = _run_state(values, checkpoint_file(folder, "latest"))
+
+
+def _run_state(values: Mapping[str, Any], file: Path) -> RunState:
+    """Where a run stands, from what its manifest says.
+
+    Raises:
+        CheckpointError: If that was written by a version with another state.
+    """
+    own = {name: value for name, value in values.items() if name not in ("patience", "clock")}
+    if own.get("best_score") is None:
+        own["best_score"] = -math.inf
+    try:
+        return RunState(**own)
+    except TypeError as error:
+        raise of_another_version(file, f"its state: {error}") from None
+
+
+def _of_newer_best(folder: Path, latest: Manifest) -> dict[str, Any]:
+    """What a "best" that is newer than the latest state says of itself, and of the cases it was compared on."""
+    path = checkpoint_file(folder, "best")
+    if not path.is_file():
+        return {}
+    best = read_manifest(path)
+    if best.steps <= latest.steps:
+        return {}
+    return {name: best.state[name] for name in ("best_score", "best_epoch", "evaluated_cases") if name in best.state}
+
+
+def _random_state(device: str) -> dict[str, Tensor]:
+    """Of the CPU's generator and of the one of the run's own GPU, which need not be the current one."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.device(device).type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _restore_random_state(state: Mapping[str, Tensor], device: str) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -314,6 +314,8 @@ def make_loader(
     method = "fork" if sys.platform == "linux" else "spawn"
     return DataLoader(
         cast("Dataset[Sample]", dataset),
+        # Of its own: a loader draws a seed when it starts, and a resumed run starts one more than an uninterrupted one.
+        generator=torch.Generator(),
         batch_size=slabs_per_batch(batch_size, dataset.slab_depth),
         sampler=EndlessSampler(samples_per_epoch, start),
         num_workers=num_workers,
@@ -349,6 +351,11 @@ def next_batch(batches: Iterator[Sample]) -> Sample:
     except SamunetError as error:
         said = error.problem.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
         raise type(error)(said) from None
+
+
+def worker_died(error: BaseException) -> bool:
+    """Whether an error says that a loader process was ended from outside; torch raises it wherever the run is then."""
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 def _quiet_worker(_worker: int) -> None:

@@ -26,6 +26,7 @@ from samunet.core.log import Reporter
 from samunet.inference.encode import to_encoder
 from samunet.inference.sliding import autocast
 from samunet.models.segmentation import SegmentationModel
+from samunet.preprocessing.store import remove_leftovers
 from samunet.training.data import Sample, SampleKey, SliceDataset
 from samunet.training.objective import Batch, SemanticObjective
 
@@ -71,6 +72,7 @@ class EmbeddingCache:
             device: Where it is.
             reporter: Shows progress.
         """
+        remove_leftovers(self.folder)
         missing = [name for name in self._records if not self._file(name).is_file()]
         was_training = model.training
         model.eval()
@@ -79,7 +81,8 @@ class EmbeddingCache:
             embedded = np.concatenate([self._encode(slices, model, name, index, device) for index in every])
             with atomic_path(self._file(name)) as temporary, temporary.open("wb") as stream:
                 np.save(stream, embedded)
-            for old in self._file(name).parent.glob("*.npy"):
+            # A name with a dot first is a file that another run is writing just now.
+            for old in self._file(name).parent.glob("[!.]*.npy"):
                 if old.name != self._file(name).name:
                     old.unlink(missing_ok=True)
         model.train(was_training)

@@ -10,8 +10,9 @@ from samunet.artifacts.dataset import Case
 from samunet.inference.loading import Member
 from samunet.inference.oracle import oracle_settings
 from samunet.inference.predictor import Predictor
+from samunet.preprocessing.store import remove_leftovers
 from samunet.training.checkpointing import RunIdentity, save_result, save_resumable
-from samunet.training.progress import ProgressPicture, append_log, rewrite_log
+from samunet.training.progress import ProgressPicture, RunLog
 from samunet.training.trainer import Trainer
 from samunet.training.validation import VolumeEvaluator
 
@@ -42,20 +43,33 @@ class FoldEvents:
     ) -> None:
         labels = identity.plan.label_spec
         self._folder, self._identity, self._device = folder, identity, device
-        self._picture = ProgressPicture(folder / PICTURE_FILE)
+        self._log, self._picture = RunLog(folder / LOG_FILE), ProgressPicture(folder / PICTURE_FILE)
         oracle = oracle_settings(identity.plan, identity.recipe, seed=identity.seed)
         self._sets = {
             "monitor": VolumeEvaluator(store, monitor, labels, oracle=oracle),
             "validation": VolumeEvaluator(store, validation, labels, oracle=oracle),
         }
 
+    def begin(self) -> None:
+        """Remove what killed runs left unfinished, here and in the folders beside it."""
+        remove_leftovers(self._folder.parent)
+
     def evaluate(self, trainer: Trainer, seconds: float | None) -> dict[str, float | None]:
-        """Mean whole-volume Dice per set, without mirrored views; each set takes about half of the seconds."""
+        """Mean whole-volume Dice per set, without mirrored views; each set takes about half of the seconds.
+
+        How many cases that is stays the same for the whole run, continued or not: scores are compared with each other.
+        """
         share = None if seconds is None else seconds / len(self._sets)
         member = Member(trainer.model, self._identity.manifest(), self._identity.plan)
         predictor = Predictor([member], device=self._device, mirror=False)
         clock = trainer.settings.clock
-        return {name: evaluator.mean_dice(predictor, share, clock=clock) for name, evaluator in self._sets.items()}
+        scores, limits = {}, trainer.state.evaluated_cases
+        for name, evaluator in self._sets.items():
+            evaluator.limit = limits.get(name)
+            scores[name] = evaluator.mean_dice(predictor, share, clock=clock)
+            if evaluator.limit is not None:
+                limits[name] = evaluator.limit
+        return scores
 
     def save(self, name: str, trainer: Trainer) -> None:
         """Write "latest" (to continue from) or "best" (the averaged weights, as they were evaluated)."""
@@ -63,14 +77,16 @@ class FoldEvents:
             save_resumable(self._folder, trainer, self._identity)
             return
         trainer.average.swap()
-        save_result(self._folder, name, trainer, self._identity)
-        trainer.average.swap()
+        try:
+            save_result(self._folder, name, trainer, self._identity)
+        finally:
+            trainer.average.swap()
 
     def log(self, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
         """Append the epoch to the log and bring the picture up to date now and then."""
-        append_log(self._folder / LOG_FILE, row)
+        self._log.add(row, history)
         self._picture.update(history)
 
     def restart_log(self, history: list[dict[str, Any]]) -> None:
         """Cut the log back to the epochs of the checkpoint that is continued."""
-        rewrite_log(self._folder / LOG_FILE, history)
+        self._log.restart(history)

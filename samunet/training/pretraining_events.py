@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from samunet.core.files import atomic_path
+from samunet.preprocessing.store import remove_leftovers
 from samunet.training.checkpointing import RunIdentity, save_resumable
 from samunet.training.data import Slabs
 from samunet.training.events import LOG_FILE, PICTURE_FILE
 from samunet.training.objective import Objective
 from samunet.training.pretraining import MaskedImageObjective, reconstruction
-from samunet.training.progress import ProgressPicture, append_log, rewrite_log
+from samunet.training.progress import ProgressPicture, RunLog
 from samunet.training.trainer import Trainer
 
 RECONSTRUCTION_FILE = "reconstruction.png"
@@ -35,16 +36,20 @@ class PretrainingEvents:
     def __init__(self, folder: Path, identity: RunIdentity, *, samples: Slabs, objective: Objective) -> None:
         self._folder, self._identity = folder, identity
         self._samples, self._objective = samples, objective
-        self._picture = ProgressPicture(folder / PICTURE_FILE)
+        self._reconstruction: Sequence[Tensor] = ()
+        self._log, self._picture = RunLog(folder / LOG_FILE), ProgressPicture(folder / PICTURE_FILE)
+
+    def begin(self) -> None:
+        """Remove what killed runs left unfinished, here and in the folders beside it."""
+        remove_leftovers(self._folder.parent)
 
     def evaluate(self, trainer: Trainer, seconds: float | None) -> dict[str, float | None]:
-        """Draw reconstructions; nothing is measured, as no case is set aside."""
+        """Make reconstructions for the next log; nothing is measured, as no case is set aside."""
         del seconds
         if isinstance(self._objective, MaskedImageObjective):
             samples = [self._samples[0, index] for index in range(_SHOWN)]
             batch = tuple(torch.stack(parts).to(trainer.settings.device) for parts in zip(*samples, strict=True))
-            rows = reconstruction(self._objective, trainer.model, batch)
-            draw_reconstruction(self._folder / RECONSTRUCTION_FILE, rows)
+            self._reconstruction = reconstruction(self._objective, trainer.model, batch)
         return {}
 
     def save(self, name: str, trainer: Trainer) -> None:
@@ -53,13 +58,16 @@ class PretrainingEvents:
             save_resumable(self._folder, trainer, self._identity)
 
     def log(self, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
-        """Append the epoch to the log and bring the picture up to date now and then."""
-        append_log(self._folder / LOG_FILE, row)
+        """Append the epoch to the log, draw new reconstructions, bring the picture up to date now and then."""
+        self._log.add(row, history)
+        if self._reconstruction:
+            draw_reconstruction(self._folder / RECONSTRUCTION_FILE, self._reconstruction)
+            self._reconstruction = ()
         self._picture.update(history)
 
     def restart_log(self, history: list[dict[str, Any]]) -> None:
         """Cut the log back to the epochs of the checkpoint that is continued."""
-        rewrite_log(self._folder / LOG_FILE, history)
+        self._log.restart(history)
 
 
 def draw_reconstruction(path: Path, rows: Sequence[Tensor]) -> None:

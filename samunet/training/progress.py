@@ -25,6 +25,30 @@ def rewrite_log(path: Path, history: list[dict[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
 
 
+class RunLog:
+    """The log of a run, which misses no row of an epoch whose writing failed.
+
+    Args:
+        path: JSON lines.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._is_whole = path, True
+
+    def add(self, row: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Append a row; where the one before failed, whole or in part, write all of them again."""
+        was_whole, self._is_whole = self._is_whole, False
+        if was_whole:
+            append_log(self._path, row)
+        else:
+            rewrite_log(self._path, history)
+        self._is_whole = True
+
+    def restart(self, history: list[dict[str, Any]]) -> None:
+        """Cut the log back to the epochs of the checkpoint that is continued."""
+        rewrite_log(self._path, history)
+
+
 class ProgressPicture:
     """The picture of a run's course, drawn anew as often as that takes two percent of the time.
 
@@ -41,9 +65,11 @@ class ProgressPicture:
         began = monotonic()
         if history[-1]["progress"] < 1 and _LARGEST_SHARE * (began - self._drawn) < self._took:
             return
-        draw_progress(self._path, history)
-        self._drawn = monotonic()
-        self._took = self._drawn - began
+        try:
+            draw_progress(self._path, history)
+        finally:
+            self._drawn = monotonic()
+            self._took = self._drawn - began
 
 
 def draw_progress(path: Path, history: list[dict[str, Any]]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
 
@@ -16,11 +17,13 @@ from samunet.artifacts.plan import ResolvedRecipe
 from samunet.core.errors import OutOfMemoryError, TrainingError
 from samunet.core.log import Reporter
 from samunet.models.segmentation import SegmentationModel
-from samunet.training.data import Sample, next_batch
+from samunet.training.data import Sample, next_batch, worker_died
 from samunet.training.fallback import Footprint, Volatile, in_advance, ladder_of, ran_out, release_memory
 from samunet.training.gradients import accumulate
 from samunet.training.objective import Objective
 from samunet.training.optim import MovingAverage, clip_gradients, learning_rate_factor, set_learning_rate
+from samunet.training.run_state import RunState
+from samunet.training.tolerance import Attempts
 
 MAX_GRADIENT_NORM = 1.0
 NUM_MILESTONES = 10
@@ -61,35 +64,11 @@ class RunSettings:
         return self.recipe.batch_size // self.recipe.slab_depth
 
 
-@dataclass
-class RunState:
-    """Where a run stands; everything here is in a resumable checkpoint.
-
-    Args:
-        step: Optimizer steps taken.
-        seconds: Elapsed time over all resumes.
-        milestones: Milestones of progress already evaluated.
-        best_score: Best monitor score.
-        best_epoch: Epoch of it.
-        finished: Whether the run reached its end.
-        history: One row per epoch, as logged.
-        parts: Parts of a step since memory ran out; None: as planned.
-        checkpointing: Whether blocks are recomputed since memory ran out; None: as planned.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    milestones: int = 0
-    best_score: float = -math.inf
-    best_epoch: int = 0
-    finished: bool = False
-    history: list[dict[str, Any]] = field(default_factory=list)
-    parts: int | None = None
-    checkpointing: bool | None = None
-
-
 class RunEvents(Protocol):
-    """What the loop asks of the rest: evaluation, checkpoints, logs."""
+    """What the loop asks of the rest: evaluation, checkpoints, logs. Failing to write stops no run."""
+
+    def begin(self) -> None:
+        """Make room for what a run that begins or continues writes."""
 
     def evaluate(self, trainer: Trainer, seconds: float | None) -> dict[str, float | None]:
         """Whole-volume Dice of the current weights: "monitor" chooses, "validation" is only plotted.
@@ -130,7 +109,7 @@ class Trainer:
     ) -> None:
         self.model, self.settings, self.state = model, settings, RunState()
         self._objective, self._make_loader = objective, make_loader
-        self._events, self._reporter = events, reporter
+        self._events, self._reporter, self._attempts = events, reporter, Attempts(reporter)
         recipe = settings.recipe
         groups = model.trainable_parameters()
         self.optimizer = torch.optim.AdamW(
@@ -151,6 +130,9 @@ class Trainer:
         self._now = settings.clock
         self._started = self._saved = self._now()
         self._saved_step = 0
+        self._losses: list[Tensor] = []
+        self._is_unwatched = False
+        self._recent: deque[float] = deque(maxlen=10)
         self._evaluation_seconds = self._evaluated_at = 0.0
 
     @property
@@ -214,23 +196,28 @@ class Trainer:
         """Train to the end; the model then holds the averaged weights.
 
         Raises:
-            TrainingError: If the loss is not a number any more; the last checkpoint is kept.
+            TrainingError: If the loss is not a number any more, or the system ended a loader process; the last
+                checkpoint is kept.
             OutOfMemoryError: If a step does not fit the device, whatever it is cut into.
         """
         self._started = self._saved = self._now()
         self._saved_step = self.state.step
+        self._attempts.attempt("removing what a killed run left", self._events.begin)
         self.model.train()
         self.model.set_checkpointing(self.footprint.checkpointing)
         if self.state.step == 0:
+            torch.manual_seed(self.settings.seed)
             self._save("latest")
         batches: Iterator[Sample] = iter(self._make_loader(self.state.step * self.settings.samples_per_step))
         try:
             while not self.state.finished and self.progress < 1:
                 self._after_epoch(self._epoch(batches))
         except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
-                raise
-            raise self._out_of_memory(str(error)) from None
+            if ran_out(error):
+                raise self._out_of_memory(str(error)) from None
+            if worker_died(error):
+                raise self._loader_lost(str(error)) from None
+            raise
         if not self.state.finished:
             self.state.finished = True
             self._save("latest")
@@ -241,33 +228,48 @@ class Trainer:
     def _epoch(self, batches: Iterator[Sample]) -> dict[str, Any]:
         """Optimize until the next epoch boundary or the end of the time; returns its log row."""
         recipe, first = self.settings.recipe, self.state.step
-        losses: list[Tensor] = []
         began = self._now()
         while True:
-            losses.append(self._step(batches))
+            self._losses.append(self._step(batches))
             if self.state.step % 10 == 0 or self.state.step <= 3:
-                self._report_live(losses, first, began)
+                self._report_live(first, began)
             if self.state.step % recipe.iterations == 0 or self.progress >= 1:
                 break
+            if self._save_is_due():
+                self._save("latest")
         seconds = self._now() - began
-        loss = float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
-            raise TrainingError(
-                "the loss is not a number any more",
-                found=f"{loss} at step {self.state.step}",
-                todo="start again with a lower --lr; the last checkpoint before this is kept",
-            )
+        self._count_losses()
         return {
             "epoch": math.ceil(self.state.step / recipe.iterations),
             "step": self.state.step,
             "progress": round(self.progress, 5),
             "minutes": round(self.elapsed / 60, 3),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "loss": loss,
+            "loss": self.state.take_mean_loss(),
             "parts": self.footprint.parts,
             "checkpointing": self.footprint.checkpointing,
             "images_per_second": round((self.state.step - first) * recipe.batch_size / max(seconds, 1e-9), 2),
         }
+
+    def _count_losses(self) -> None:
+        """Fetch the losses of the last steps from the device.
+
+        Raises:
+            TrainingError: If one is not a number; nothing that follows from it may be saved.
+        """
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses).tolist()
+        self._losses.clear()
+        wrong = [loss for loss in losses if not math.isfinite(loss)]
+        if wrong:
+            raise TrainingError(
+                "the loss is not a number any more",
+                found=f"{wrong[0]} at step {self.state.step}",
+                todo="start again with a lower --lr; the last checkpoint before this is kept",
+            )
+        self.state.add_losses(losses)
+        self._recent.extend(losses)
 
     def _step(self, batches: Iterator[Sample]) -> Tensor:
         """One optimizer step over one batch; returns its mean loss."""
@@ -341,27 +343,47 @@ class Trainer:
             todo=f"{other} and go on from step {self._saved_step} with --c, or start again with a smaller --batch-size",
         )
 
+    def _loader_lost(self, found: str) -> TrainingError:
+        return TrainingError(
+            "the system ended a loader process, most likely because memory ran out",
+            found=found.split("\n")[0],
+            todo=f"close other programs and go on from step {self._saved_step} with --c; fewer --workers take less",
+        )
+
     def _after_epoch(self, row: dict[str, Any]) -> None:
         """Evaluate at milestones, remember the best, stop on patience, save, log."""
-        was_skipped = False
-        due = int(self.progress * NUM_MILESTONES)
-        if (due > self.state.milestones and self._affordable()) or self.settings.patience is not None:
+        due, is_best = int(self.progress * NUM_MILESTONES), False
+        patience = self.settings.patience
+        if (due > self.state.milestones and self._affordable()) or patience is not None:
             self.state.milestones = due
             scores = self._evaluate()
-            was_skipped = scores is None
             row.update(scores or {})
-            score = row.get("monitor")
-            if score is not None and score > self.state.best_score:
-                self.state.best_score, self.state.best_epoch = score, row["epoch"]
-                self._save("best")
-        patience = self.settings.patience
-        if patience is not None and row["epoch"] - self.state.best_epoch >= patience > 0 and not was_skipped:
+            is_best = self._keep_if_best(row)
+            if patience is not None and scores is not None and row.get("monitor") is None:
+                self._warn_unwatched()
+        self.state.history.append(row)
+        if patience is not None and self.state.epochs_without_better() >= patience > 0:
             self._reporter.info(f"no better monitor score for {patience} epochs: stopping at epoch {row['epoch']}")
             self.state.finished = True
-        self.state.history.append(row)
-        self._events.log(row, self.state.history)
-        if self.state.finished or self._now() - self._saved > SAVE_EVERY_SECONDS:
+        self._attempts.attempt("writing the log and its picture", lambda: self._events.log(row, self.state.history))
+        if self.state.finished or is_best or self._save_is_due():
             self._save("latest")
+
+    def _keep_if_best(self, row: dict[str, Any]) -> bool:
+        """Whether an epoch has the best monitor score so far; its weights then become the checkpoint "best"."""
+        score, before = row.get("monitor"), self.state.best_score
+        if score is None or score <= before:
+            return False
+        self.state.best_score, self.state.best_epoch = score, row["epoch"]
+        if not self._save("best"):
+            # Compared is with what the file holds; the epoch counts for patience all the same.
+            self.state.best_score = before
+        return True
+
+    def _warn_unwatched(self) -> None:
+        if not self._is_unwatched:
+            self._reporter.warn("no monitor case has a score: --patience has nothing to watch, and stops nothing")
+        self._is_unwatched = True
 
     def _affordable(self) -> bool:
         """Whether another evaluation keeps them below a tenth of a run that is limited by time."""
@@ -394,23 +416,26 @@ class Trainer:
         self._evaluation_seconds, self._evaluated_at = self._now() - began, self.elapsed
         return scores
 
-    def _save(self, name: str) -> None:
-        self._events.save(name, self)
-        if name == "latest":
-            self._saved, self._saved_step = self._now(), self.state.step
+    def _save_is_due(self) -> bool:
+        return self._now() - self._saved > SAVE_EVERY_SECONDS
 
-    def _report_live(self, losses: list[Tensor], first: int, began: float) -> None:
+    def _save(self, name: str) -> bool:
+        """Whether a checkpoint could be written; where not, the next one is tried as if it had been."""
+        self._count_losses()
+        written = self._attempts.attempt(f"saving {name}", lambda: self._events.save(name, self))
+        if name == "latest":
+            self._saved = self._now()
+            self._saved_step = self.state.step if written else self._saved_step
+        return written
+
+    def _report_live(self, first: int, began: float) -> None:
+        self._count_losses()
         done = self.progress
         speed = (self.state.step - first) * self.settings.recipe.batch_size / max(self._now() - began, 1e-9)
         remaining = self.elapsed * (1 - done) / max(done, 1e-6) / 60
         end = f"{remaining:.1f} min left" if self.state.step > 3 else "estimating the end"
-        recent = float(torch.stack(losses[-10:]).mean())
+        recent = sum(self._recent) / len(self._recent)
         self._reporter.status(
             f"{done:6.1%}  step {self.state.step}  loss {recent:.3f}  {speed:.1f} slices/s  "
             f"{self.elapsed / 60:.1f} min, {end}"
         )
-
-
-def snapshot(state: RunState, elapsed: float) -> RunState:
-    """The state with the time since the last start added, as it goes into a checkpoint."""
-    return replace(state, seconds=elapsed, history=list(state.history))

@@ -36,6 +36,9 @@ class VolumeEvaluator:
         cases: Raw cases to evaluate, with label files.
         labels: Meaning of the values.
         oracle: How prompts are made from the references, for a model that needs some.
+
+    Attributes:
+        limit: How many of the cases are evaluated; None: not limited yet.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class VolumeEvaluator:
         self._store, self._cases, self._labels = CaseStore(store_folder), list(cases), labels
         self._oracle = oracle
         self._references: dict[str, _Reference] = {}
-        self._limit: int | None = None
+        self.limit: int | None = None
 
     def mean_dice(
         self, predictor: Predictor, seconds: float | None = None, *, clock: Callable[[], float] = monotonic
@@ -53,15 +56,14 @@ class VolumeEvaluator:
 
         Args:
             predictor: The model to evaluate.
-            seconds: About how long it may take; the first call then drops the cases that would take longer, for good.
+            seconds: About how long it may take; without a limit yet, it becomes the number of cases that allows.
             clock: What tells the seconds.
         """
         began = clock()
         scores = [self._case_dice(predictor, case) for case in self._cases[:1]]
-        if seconds is not None:
-            affordable = max(1, int(seconds / max(clock() - began, 1e-3)))
-            self._limit = affordable if self._limit is None else self._limit
-        scores += [self._case_dice(predictor, case) for case in self._cases[1 : self._limit]]
+        if seconds is not None and self.limit is None:
+            self.limit = max(1, int(seconds / max(clock() - began, 1e-3)))
+        scores += [self._case_dice(predictor, case) for case in self._cases[1 : self.limit]]
         known = [score for score in scores if score is not None]
         return float(np.mean(known)) if known else None
 

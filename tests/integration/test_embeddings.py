@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,37 @@ def test_embeddings_of_a_changed_image_are_made_anew(tmp_path: Path) -> None:
     assert second.keys() == first.keys()
     assert {name for name in first if second[name] != first[name]} == {changed}
     assert not first[changed][0].exists()
+
+
+def test_a_continued_run_keeps_its_weights_and_its_cache(tmp_path: Path) -> None:
+    """Without the flag the cache is used on; other weights of the same kind are refused, the same elsewhere are not."""
+    from samunet.artifacts.checkpoint import read_checkpoint
+
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    asked = request(workspace, EncoderMethod(train="frozen"), augment=False, cache_embeddings=True)
+    train(asked, workspace, reporter=SilentReporter())
+    caches = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("embeddings_*/*/*.npy")}
+    for file in caches:
+        file.unlink()
+    kind, _, path = asked.weights.partition(":")
+    copy = shutil.copy(path, tmp_path / "copy.pth")
+    longer = replace(
+        asked, resume=True, cache_embeddings=False, augment=True, epochs=2, iterations=None, weights=f"{kind}:{copy}"
+    )
+    result = train(longer, workspace, reporter=SilentReporter())
+    assert read_checkpoint(checkpoint_file(result.folder, "final")).manifest.steps == 6
+    assert set(tmp_path.rglob("embeddings_*/*/*.npy")) == set(caches)
+    torch.manual_seed(1)
+    other = tmp_path / "other.pth"
+    torch.save(build_network(get_spec("vit_xs"), image_size=64, num_tokens=4).state_dict(), other)
+    for how in ({"resume": True}, {"resume": False, "validate_only": True, "epochs": None}):
+        with pytest.raises(UsageError, match="keeps its settings") as caught:
+            train(replace(longer, weights=f"{kind}:{other}", **how), workspace, reporter=SilentReporter())
+        assert "other.pth (SHA-256" in str(caught.value.found)
+    reporter = SilentReporter()
+    only = replace(longer, resume=False, validate_only=True, epochs=None, weights="auto", num_workers=3)
+    train(only, workspace, reporter=reporter)
+    assert any("--workers has no effect" in text for text in reporter.warnings)
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,16 @@ from safetensors.torch import load_file
 
 from samunet.artifacts.checkpoint import read_checkpoint
 from samunet.artifacts.model_spec import get_spec
-from samunet.artifacts.pretraining import read_pretrained
+from samunet.artifacts.pretraining import read_pretrained, write_pretrained
 from samunet.artifacts.workspace import Workspace
 from samunet.cli import pretrain as command
 from samunet.core.errors import UsageError, WeightsError
 from samunet.core.files import read_json, sha256_file
 from samunet.core.log import SilentReporter
-from samunet.models.weights import locate_weights
+from samunet.models.weights import as_base, locate_weights
 from samunet.pipeline.plan import plan_and_preprocess
 from samunet.pipeline.pretrain import PretrainingRequest, PretrainingResult, pretrain
+from samunet.pipeline.pretrained import labels_read, tell_what_was_seen
 from samunet.pipeline.train import train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.planners.peft import FROM_SCRATCH_RATE
@@ -168,6 +169,22 @@ def test_images_without_labels_get_a_store_of_their_own_and_what_is_left_out_is_
         run(planned, tmp_path, cases=("case_0", "nobody"), name="other")
 
 
+def test_a_folds_images_are_left_out_of_every_folder(planned: Workspace, tmp_path: Path) -> None:
+    """Copies of imagesTr given as a folder are the same cases; how many are left out, and were not, is said."""
+    copies = tmp_path / "copies"
+    shutil.copytree(planned.raw / DATASET / "imagesTr", copies)
+    reporter = SilentReporter()
+    options: dict[str, object] = {"images": (str(copies),), "iterations": 1}
+    result = run(planned, tmp_path, left_out_fold="0", reporter=reporter, **options)
+    (cases,) = result.about.datasets[0].images.values()
+    assert set(cases) == {f"case_{i}" for i in range(5)} - set(read_json(planned.splits_file(DATASET))[0]["val"])
+    assert any(f"{copies}: 1 of 5 images are left out" in text for text in reporter.messages)
+    seen = run(planned, tmp_path, name="all", **options)
+    told = SilentReporter()
+    fine_tune(planned, tmp_path, seen.file, reporter=told)
+    assert any("images, not the labels, of 1 of the 1 validation cases" in text for text in told.messages)
+
+
 def test_labels_are_not_read_unless_asked_for(planned: Workspace, tmp_path: Path) -> None:
     """Masked images are learnt from a store whose label files are gone."""
     own = replace(planned, preprocessed=tmp_path / "preprocessed")
@@ -234,8 +251,38 @@ def test_weights_continue_from_weights_and_remember_where_they_come_from(planned
     located = locate_weights(str(second.file), get_spec("vit_t_xs"), offline=True)
     assert located is not None
     assert (located.kind, located.rest) == ("ssl", None)
+    other = run(planned, tmp_path, iterations=1, seed=9, name="other")
+    with pytest.raises(UsageError, match="keeps its settings"):
+        run(planned, tmp_path, weights=str(other.file), backbone=None, iterations=1, name="second", resume=True)
+    with pytest.raises(UsageError, match="keeps its settings"):
+        run(planned, tmp_path, weights="auto", backbone="vit_xs", iterations=1, name="second", resume=True)
+    again = run(planned, tmp_path, weights="auto", backbone=None, iterations=1, name="second", resume=True)
+    assert (again.about.steps, again.about.from_random) == (1, True)
     with pytest.raises(WeightsError, match="another backbone"):
         locate_weights(str(second.file), get_spec("vit_xs"), offline=True)
+
+
+def test_labels_stay_known_when_an_earlier_stage_is_gone(planned: Workspace, tmp_path: Path) -> None:
+    """What taught the first stage stands in the second one's file; without that, the broken chain is told."""
+    options: dict[str, object] = {"iterations": 1, "supervised": True}
+    second: dict[str, object] = {"datasets": (SECOND,), "backbone": None}
+    first = run(planned, tmp_path, name="first", **options)
+    then = run(planned, tmp_path, name="then", weights=str(first.file), **options | second)
+    run(planned, tmp_path, name="first", left_out_fold="0", overwrite=True, **options)
+    base = as_base(locate_weights(str(then.file), get_spec("vit_t_xs"), offline=True))
+    assert labels_read(base, DATASET) == {f"case_{index}" for index in range(5)}
+    first.file.unlink()
+    told = SilentReporter()
+    tell_what_was_seen(base, DATASET, ["case_0"], told)
+    assert any("labels of 1 of the 1 validation cases" in text for text in told.warnings)
+    assert not any("not known" in text for text in told.warnings)
+    older = write_pretrained(then.file, load_file(then.file), then.about.model_copy(update={"earlier": None}))
+    told = SilentReporter()
+    tell_what_was_seen(base.model_copy(update={"sha256": older.sha256}), DATASET, ["case_0"], told)
+    assert any("not known" in text and str(first.file) in text for text in told.warnings)
+    third = run(planned, tmp_path, name="third", weights=str(then.file), reporter=told, **options | second)
+    assert third.about.earlier is not None
+    assert third.about.earlier.lost == (str(first.file),)
 
 
 def test_the_command_reads_its_flags(planned: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

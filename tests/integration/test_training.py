@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +23,11 @@ from samunet.core.log import SilentReporter
 from samunet.imageio import read_labels, write_image, write_labels
 from samunet.pipeline.train import TrainingResult, train
 from samunet.pipeline.training_run import TrainingRequest
-from samunet.training.checkpointing import checkpoint_file
+from samunet.training.checkpointing import RunIdentity, checkpoint_file, save_resumable
+from samunet.training.data import SliceDataset
+from samunet.training.objective import SemanticObjective
 from samunet.training.trainer import Trainer
+from samunet.training.validation import VolumeEvaluator
 from tests.samples import DATASET, install, make_case, make_plan, make_recipe, prepare
 
 
@@ -30,10 +39,10 @@ def workspace(tmp_path: Path) -> Workspace:
     return found
 
 
-def run(workspace: Workspace, **changes: object) -> TrainingResult:
+def run(workspace: Workspace, *, reporter: SilentReporter | None = None, **changes: object) -> TrainingResult:
     """Train the small dataset for a few steps."""
     values = {"dataset": DATASET, "fold": "0", "weights": "none", "device": "cpu", "num_workers": 0, "seed": 3}
-    return train(TrainingRequest(**{**values, **changes}), workspace, reporter=SilentReporter())  # type: ignore[arg-type]
+    return train(TrainingRequest(**{**values, **changes}), workspace, reporter=reporter or SilentReporter())  # type: ignore[arg-type]
 
 
 def tensors(result: TrainingResult, name: str = "final") -> dict[str, torch.Tensor]:
@@ -45,6 +54,23 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
     """Both hold the same names with the same bits."""
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, *, after: int) -> Iterator[None]:
+    """A run in the block saves its state as often as it may, and is stopped after so many steps."""
+    original = Trainer._step
+
+    def stop(self: Trainer, batches):
+        if self.state.step == after:
+            raise KeyboardInterrupt
+        return original(self, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("samunet.training.trainer.SAVE_EVERY_SECONDS", 0.0)
+        patched.setattr(Trainer, "_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(workspace: Workspace):
@@ -60,26 +86,29 @@ def test_an_interrupted_run_continues_to_the_same_result(workspace: Workspace, m
     """A run stopped in its second epoch, inside an epoch, ends with the tensors of an uninterrupted one."""
     whole = run(workspace, epochs=3)
     expected, expected_log = tensors(whole), (whole.folder / "training_log.jsonl").read_text().splitlines()
-    monkeypatch.setattr("samunet.training.trainer.SAVE_EVERY_SECONDS", 0.0)
-    original = Trainer._step
-
-    def stop_at_step_4(self: Trainer, batches):
-        if self.state.step == 4:
-            self._save("latest")
-            raise KeyboardInterrupt
-        return original(self, batches)
-
-    monkeypatch.setattr(Trainer, "_step", stop_at_step_4)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, after=4):
         run(workspace, epochs=3, overwrite=True)
-    monkeypatch.setattr(Trainer, "_step", original)
     latest = read_checkpoint(checkpoint_file(whole.folder, "latest")).manifest
     assert (latest.steps, latest.finished) == (4, False)
     torch.manual_seed(99)
     resumed = run(workspace, resume=True, seed=None, num_workers=1)
     assert_equal(tensors(resumed), expected)
-    steps = [json.loads(line)["step"] for line in (resumed.folder / "training_log.jsonl").read_text().splitlines()]
-    assert steps == [json.loads(line)["step"] for line in expected_log] == [3, 6, 9]
+    found = [json.loads(line) for line in (resumed.folder / "training_log.jsonl").read_text().splitlines()]
+    wanted = [json.loads(line) for line in expected_log]
+    assert [row["step"] for row in found] == [row["step"] for row in wanted] == [3, 6, 9]
+    assert [row["loss"] for row in found] == [row["loss"] for row in wanted]
+
+
+def test_a_run_that_draws_random_numbers_continues_to_the_same_result(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    """As with dropout, each step draws from torch's own generator: continuing draws nothing more than going on does."""
+    plain = SemanticObjective.loss
+    monkeypatch.setattr(SemanticObjective, "loss", lambda *args: plain(*args) * torch.rand(()))
+    expected = tensors(run(workspace, epochs=3))
+    with interrupted(monkeypatch, after=4):
+        run(workspace, epochs=3, overwrite=True)
+    assert_equal(tensors(run(workspace, resume=True, seed=None)), expected)
 
 
 def test_every_kind_of_input_trains_and_predicts(tmp_path: Path):
@@ -138,13 +167,61 @@ def test_a_stale_mask_never_passes_for_a_new_one(workspace: Workspace, monkeypat
 
 
 def test_a_loss_that_is_no_number_stops_the_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
-    """The run ends with a message and writes no result."""
-    monkeypatch.setattr(
-        "samunet.training.objective.segmentation_loss", lambda logits, *_, **__: logits.sum() * float("nan")
-    )
+    """The run ends with a message in mid-epoch, writes no result, and saves nothing that follows from that loss."""
+    plain, calls = SemanticObjective.loss, []
+
+    def loss(*args):
+        calls.append(1)
+        return plain(*args) * (1.0 if len(calls) < 2 else float("nan"))
+
+    monkeypatch.setattr(SemanticObjective, "loss", loss)
+    monkeypatch.setattr("samunet.training.trainer.SAVE_EVERY_SECONDS", 0.0)
     with pytest.raises(TrainingError, match="not a number"):
         run(workspace)
     assert list(workspace.results.rglob("checkpoint_final*")) == []
+    latest = next(workspace.results.rglob("checkpoint_latest*"))
+    assert read_checkpoint(latest).manifest.steps == 1
+
+
+def test_a_full_disk_does_not_end_the_training(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """What cannot be written on the way is told once each; the result is written when there is room, or asked for."""
+    folder = run(workspace, epochs=1).folder
+    kept, left = folder / ".partial-1-checkpoint", folder / ".partial-2-checkpoint"
+    reporter = SilentReporter()
+
+    def full(*_, **__):
+        kept.touch()
+        left.touch()
+        os.utime(left, (time.time() - 7200,) * 2)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("samunet.training.trainer.SAVE_EVERY_SECONDS", 0.0)
+    with monkeypatch.context() as patched:
+        for name in ("progress.append_log", "progress.rewrite_log", "progress.draw_progress", "events.save_resumable"):
+            patched.setattr(f"samunet.training.{name}", full)
+        result = run(workspace, overwrite=True, reporter=reporter)
+    assert read_checkpoint(checkpoint_file(result.folder, "final")).manifest.steps == 6
+    told = [line for line in reporter.warnings if "No space left" in line]
+    assert [line.split(" failed")[0] for line in told] == ["saving latest", "writing the log and its picture"]
+    assert left.exists()
+    run(workspace, overwrite=True, epochs=1)
+    assert not left.exists()
+
+
+def test_a_loader_process_ended_by_the_system_is_explained(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """The message names memory, --workers and --c."""
+    plain = SliceDataset.__getitem__
+
+    def get(self: SliceDataset, key: tuple[int, int]):
+        if key[0] > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, key)
+
+    monkeypatch.setattr(SliceDataset, "__getitem__", get)
+    with pytest.raises(TrainingError, match="ended a loader process") as ended:
+        run(workspace, num_workers=1)
+    assert "--workers" in str(ended.value)
+    assert "--c" in str(ended.value)
 
 
 def test_a_run_leaves_everything_it_promises(workspace: Workspace):
@@ -197,7 +274,27 @@ def test_a_finished_run_can_be_prolonged_but_not_changed(workspace: Workspace):
     assert any("validation" in row for row in rows if row["step"] > 6)
     with pytest.raises(UsageError, match="keeps its settings") as refused:
         run(workspace, resume=True, learning_rate=1.0)
-    assert "--lr, --seed" in str(refused.value)
+    assert "--lr 1.0" in str(refused.value.found)
+    assert "--lr 0.001" in str(refused.value.expected)
+    assert "--seed" not in str(refused.value)
+    with pytest.raises(UsageError, match="keeps its settings") as refused:
+        run(workspace, validate_only=True, epochs=2, cache_embeddings=True)
+    assert "--cache-embeddings, --epochs 2" in str(refused.value.found)
+
+
+def test_the_same_command_continues(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Flags that say what the run has already are accepted, and a run that patience ended is not trained on."""
+    monkeypatch.setattr("samunet.training.validation.VolumeEvaluator.mean_dice", lambda *_, **__: 0.5)
+    options = {"fold": "all", "epochs": 9, "patience": 2, "learning_rate": 0.002, "batch_size": 2, "iterations": 2}
+    first = run(workspace, augment=False, **options)
+    again = run(workspace, augment=False, resume=True, **options)
+    assert_equal(tensors(again), tensors(first))
+    manifest = read_checkpoint(checkpoint_file(again.folder, "final")).manifest
+    assert manifest.epochs == 3
+    run(workspace, augment=False, validate_only=True, **options)
+    for other in ({"seed": 4}, {"patience": 3}, {"batch_size": 4}, {"iterations": 3}):
+        with pytest.raises(UsageError, match="keeps its settings"):
+            run(workspace, augment=False, resume=True, **options | other)
 
 
 def test_continuing_without_a_run_says_so(workspace: Workspace):
@@ -241,6 +338,59 @@ def test_patience_stops_early(workspace: Workspace, monkeypatch: pytest.MonkeyPa
     result = run(workspace, fold="all", epochs=9, patience=2)
     manifest = read_checkpoint(checkpoint_file(result.folder, "final")).manifest
     assert manifest.epochs == 3
+
+
+def test_patience_without_anything_to_watch_stops_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Epochs without a monitor score do not count, which is said once."""
+    monkeypatch.setattr("samunet.training.validation.VolumeEvaluator.mean_dice", lambda *_, **__: None)
+    reporter = SilentReporter()
+    result = run(workspace, fold="all", epochs=3, patience=1, reporter=reporter)
+    assert read_checkpoint(checkpoint_file(result.folder, "final")).manifest.epochs == 3
+    assert sum("nothing to watch" in line for line in reporter.warnings) == 1
+
+
+def test_best_stays_the_best_when_a_run_is_killed_after_writing_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    """It is saved together with the state; killed between the two, its score still has to be beaten."""
+    score = "samunet.training.validation.VolumeEvaluator.mean_dice"
+    plain = save_resumable
+
+    def killed(folder: Path, trainer: Trainer, identity: RunIdentity) -> None:
+        if trainer.state.step > 0:
+            raise KeyboardInterrupt
+        plain(folder, trainer, identity)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(score, lambda *_, **__: 0.9)
+        patched.setattr("samunet.training.events.save_resumable", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(workspace, fold="all", epochs=3, patience=9)
+    monkeypatch.setattr(score, lambda *_, **__: 0.2)
+    result = run(workspace, fold="all", resume=True, seed=None)
+    best = read_checkpoint(checkpoint_file(result.folder, "best")).manifest
+    assert (best.steps, best.metrics) == (3, {"best_monitor_dice": 0.9})
+
+
+def test_a_run_with_a_time_limit_is_watched_on_the_same_cases_when_continued(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    """How many are affordable is measured once; other cases would make the scores incomparable."""
+    limits: list[int | None] = []
+
+    def mean_dice(self: VolumeEvaluator, *_, **__) -> float:
+        limits.append(self.limit)
+        self.limit = 2 if self.limit is None else self.limit
+        return 0.5
+
+    monkeypatch.setattr(VolumeEvaluator, "mean_dice", mean_dice)
+    result = run(workspace, fold="all", minutes=0.01, patience=99)
+    assert limits[:2] == [None, None]
+    assert set(limits[2:]) <= {2}
+    limits.clear()
+    reached = read_checkpoint(checkpoint_file(result.folder, "final")).manifest.minutes
+    run(workspace, fold="all", minutes=reached + 0.03, resume=True, seed=None)
+    assert set(limits) == {2}
 
 
 def test_rank_is_refused_where_nothing_reads_it(workspace: Workspace):

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
-from samunet.artifacts.checkpoint import BaseWeights, Checkpoint, Manifest, read_checkpoint, write_checkpoint
+from samunet.artifacts.checkpoint import (
+    BaseWeights,
+    Checkpoint,
+    Manifest,
+    read_checkpoint,
+    read_manifest,
+    read_plan,
+    write_checkpoint,
+)
 from samunet.artifacts.plan import Plan, load_plan, resolve_recipe, save_plan
 from samunet.core.config import parse_schema
 from samunet.core.errors import CheckpointError, ConfigError
-from samunet.training.checkpointing import recipe_to_json
+from samunet.training.checkpointing import _run_state, checkpoint_file, load_identity, recipe_to_json
 from tests.samples import description_of, make_plan
 
 
@@ -123,3 +134,73 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, damage: str):
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(path)
     assert "c.safetensors" in str(caught.value)
+
+
+def test_a_checkpoint_that_cannot_be_written_names_folder_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a full disk the one before stays, nothing is left over, and the error is ours."""
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, make_checkpoint())
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    made = make_checkpoint()
+    with pytest.raises(CheckpointError, match="cannot be written") as caught:
+        write_checkpoint(path, Checkpoint(made.manifest, made.plan, made.description, {}, {"a": torch.zeros(500_000)}))
+    assert f"2.0 MB of room in {tmp_path}" in str(caught.value)
+    assert "No space left" in str(caught.value)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def rewritten(path: Path, part: str, **changes: object) -> None:
+    """Change entries of a part of a checkpoint's metadata; one that is changed to None goes."""
+    with safe_open(path, framework="pt") as stream:
+        metadata = stream.metadata()
+    content = {**json.loads(metadata[part]), **changes}
+    metadata[part] = json.dumps({name: value for name, value in content.items() if value is not None})
+    save_file(load_file(path), path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "found"),
+    [
+        ("manifest", {"version": 1}, "checkpoint version 1"),
+        ("manifest", {"version": None}, "no version"),
+        ("manifest", {"version": 99, "colour": "red"}, "checkpoint version 99"),
+        ("manifest", {"colour": "red"}, "colour"),
+        ("manifest", {"recipe": {"backbone": "vit_b"}}, "method"),
+        ("plan", {"version": 99}, "plan version 99"),
+        ("dataset", {"labels": 3}, "labels"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused_by_name(
+    tmp_path: Path, part: str, changes: dict[str, object], found: str
+):
+    """One error says the version that is read, what is there, in which file, and what to do."""
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, make_checkpoint())
+    rewritten(path, part, **changes)
+    with pytest.raises(CheckpointError, match="another version of samunet") as caught:
+        read_checkpoint(path)
+    assert found in str(caught.value.found)
+    assert "checkpoint version 2" in str(caught.value.expected)
+    assert caught.value.file == path
+    assert "train again" in str(caught.value.todo)
+    reads = read_plan if part == "plan" else read_manifest
+    if part != "dataset":
+        with pytest.raises(CheckpointError, match="another version"):
+            reads(path)
+
+
+def test_a_state_of_another_version_is_refused_by_name(tmp_path: Path):
+    """A run to be continued whose state another version wrote is one message."""
+    path = checkpoint_file(tmp_path, "latest")
+    write_checkpoint(path, make_checkpoint())
+    with pytest.raises(CheckpointError, match="another version of samunet"):
+        load_identity(tmp_path, "latest")
+    with pytest.raises(CheckpointError, match="another version of samunet") as caught:
+        _run_state({"step": 3, "colour": "red"}, path)
+    assert "colour" in str(caught.value.found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,49 @@ def test_without_a_record_only_what_says_so_is_the_users(file: Path):
     assert not load_plan(file).mirror_axes.by_user
     save_plan(make_plan(recipes={"none": {"cpu": make_recipe()}}), file)
     assert not record_file(file).exists()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["interrupted", "twice"])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_an_interrupted_planning_makes_no_rule_the_users(
+    file: Path, monkeypatch: pytest.MonkeyPatch, steps: int, again: bool
+):
+    """Wherever writing ends, also a second time, edits of the plan that is there are told, and nothing else is."""
+    moves = 0
+    original = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        nonlocal moves
+        moves += 1
+        if moves > steps:
+            raise OSError(28, "No space left on device")
+        return original(self, target)
+
+    for rate in (0.25, 0.125) if again else (0.25,):
+        planned = make_plan(recipes={"none": {"cpu": make_recipe(learning_rate=rate, epochs=round(1 / rate))}})
+        edit(file, "mirror_axes", "value", entry=[])
+        moves = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", fails)
+            with suppress(OSError):
+                save_plan(planned, file, as_planned=True)
+        plan = load_plan(file)
+        is_new = steps > 1 + (again and rate == 0.125 and steps == 2)
+        assert plan.mirror_axes.by_user != is_new
+        assert not recipe_of(plan).learning_rate.by_user
+        assert not recipe_of(plan).epochs.by_user
+    save_plan(planned, file, as_planned=True)
+    assert load_plan(file) == planned
+    assert {path.name for path in file.parent.iterdir()} == {"plans.json", "plans_as_planned.json"}
+
+
+def test_a_copy_of_another_plan_is_not_believed(file: Path):
+    """What the copy beside says of another plan makes nothing the user's; one that the plan does not name does."""
+    other = file.with_name("other.json")
+    save_plan(make_plan(recipes={"none": {"cpu": make_recipe(learning_rate=0.25)}}), other, as_planned=True)
+    record_file(other).replace(record_file(file))
+    assert not recipe_of(load_plan(file)).learning_rate.by_user
+    content = read_json(file)
+    del content["as_planned"]
+    write_json(file, content)
+    assert recipe_of(load_plan(file)).learning_rate.by_user

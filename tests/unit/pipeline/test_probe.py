@@ -18,6 +18,7 @@ from samunet.core.log import SilentReporter
 from samunet.datasets.raw import load_raw_dataset
 from samunet.models.sam.network import build_network
 from samunet.models.weights import WeightsFile
+from samunet.pipeline import methods
 from samunet.pipeline import plan as planning
 from samunet.pipeline import train as running
 from samunet.pipeline.probe import ProbeRequest, probe
@@ -115,7 +116,9 @@ def test_the_plan_follows_the_probe_and_its_removal(planned: Workspace) -> None:
     assert ranks(before, "2d") is None
 
 
-def test_a_rank_given_or_another_backbone_decides_for_itself(planned: Workspace) -> None:
+def test_a_rank_given_or_another_backbone_decides_for_itself(
+    planned: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """--rank means that rank everywhere; --backbone takes the probe of that backbone, where there is one."""
     small = make_probe([[3.0, 2.0, 1.0, 0.5, 0.2, 0.1]] * 5 + [[30.0, 20.0, 10.0, 5.0, 2.0, 1.0]])
     large = make_probe([[2.0, 1.0, 0.5, 0.1, 0.1, 0.1]] * 11 + [[20.0] * 6], backbone="vit_b")
@@ -123,6 +126,7 @@ def test_a_rank_given_or_another_backbone_decides_for_itself(planned: Workspace)
     plan = plan_again(planned)
     weights = planned.raw / "weights.pth"
     weights.touch()
+    monkeypatch.setattr(methods, "supplies_decoder", lambda *_: True)
     request = TrainingRequest(DATASET, "0", configuration="2d", weights=f"sam:{weights}")
 
     def resolved(**changes: object) -> tuple[int, tuple[int, ...] | None]:

@@ -222,3 +222,11 @@ def test_gpu_memory_is_that_of_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch,
     program.chmod(0o755)
     monkeypatch.setattr(hardware.shutil, "which", lambda _: str(program))
     assert hardware.detect_budget().gpu_memory_gib == 12.0
+
+
+def test_a_cpu_trains_lora_in_a_pretrained_decoder_and_a_gpu_all_of_it() -> None:
+    """By the steps that each takes; random weights train whole."""
+    for kind in ("sam", "medsam", "mobile_sam", "ssl"):
+        assert [peft.decoder_method(kind, device)[0].train for device in ("cpu", "gpu")] == ["lora", "full"]
+    for device in ("cpu", "gpu"):
+        assert peft.decoder_method("none", device)[0].train == "full"

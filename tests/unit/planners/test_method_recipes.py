@@ -190,3 +190,25 @@ def test_presets_see_pretrained_random_weights_as_they_were_pretrained(plan: Pla
             recipe("masked_images", **asked)
         assert "set decoder.train to full" in str(caught.value)
         assert recipe("supervised", **asked).method.decoder.train == "lora"
+
+
+def test_a_decoder_that_the_weights_lack_trains_whole(plan: Plan, tmp_path: Path) -> None:
+    """On a CPU the plan trains LoRA in the decoder; where the file holds none, all of it, and other changes stay."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    save_schema(FINGERPRINT, workspace.fingerprint_file(plan.dataset))
+    values = {"kind": "ssl", "input_size": 64, "datasets": (), "steps": 1, "minutes": 1, "batch_size": 2}
+    values |= {"learning_rate": 1e-3, "seed": 0, "from_random": False, "base": BaseWeights(kind="ssl", file="gone")}
+
+    def recipe(objective: str, backbone: str, **asked: Any) -> ResolvedRecipe:
+        file = tmp_path / f"{objective}_{backbone}.safetensors"
+        about = Pretrained(objective=objective, backbone=backbone, **values)
+        write_pretrained(file, {"image_encoder.neck.0.weight": torch.zeros(1)}, about)
+        request = TrainingRequest(plan.dataset, "0", configuration="2d", weights=f"ssl:{file}", **asked)
+        return resolve(request, plan, "2d", "cpu", workspace)
+
+    for backbone in ("vit_b", "vit_xs"):
+        held, lacking = recipe("supervised", backbone), recipe("masked_images", backbone)
+        assert (held.method.decoder.train, lacking.method.decoder.train) == ("lora", "full")
+        assert lacking.learning_rate < held.learning_rate
+        changed = recipe("masked_images", backbone, changes={"encoder.adapters.0.rank": 6})
+        assert (changed.method.adapter("lora").rank, changed.method.decoder.train) == (6, "full")

@@ -6,9 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from samunet.training.checkpointing import _load_optimizer, _optimizer_tensors
+from samunet.training.checkpointing import (
+    _load_optimizer,
+    _optimizer_tensors,
+    _random_state,
+    _restore_random_state,
+)
 
 
 def trainer_on(device: str, *, fused: bool) -> SimpleNamespace:
@@ -44,3 +49,22 @@ def test_a_fused_optimizer_goes_on_a_gpu() -> None:
     model(torch.ones(1, 3, device="cuda")).sum().backward()
     after.optimizer.step()
     assert {float(state["step"]) for state in after.optimizer.state.values()} == {2.0}
+
+
+def test_the_random_state_is_that_of_the_runs_own_gpu(monkeypatch: pytest.MonkeyPatch):
+    """A run on cuda:1 saves and restores the generator of cuda:1; one on the CPU touches no GPU's."""
+    generators = {"cuda": torch.tensor([0]), "cuda:1": torch.tensor([7])}
+
+    def restore(value: Tensor, device: str = "cuda") -> None:
+        generators[device] = value
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device="cuda": generators[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", restore)
+    saved = _random_state("cuda:1")
+    generators["cuda:1"] = torch.tensor([8])
+    _restore_random_state(saved, "cpu")
+    assert {name: int(value) for name, value in generators.items()} == {"cuda": 0, "cuda:1": 8}
+    _restore_random_state(saved, "cuda:1")
+    assert {name: int(value) for name, value in generators.items()} == {"cuda": 0, "cuda:1": 7}
+    assert set(_random_state("cpu")) == {"cpu"}

@@ -1,0 +1,40 @@
+"""What may fail while a run goes on: it is told, and tried again later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from samunet.core.errors import CheckpointError
+from samunet.core.log import Reporter
+
+
+class Attempts:
+    """Writes what a run can do without for now; a full disk or a lost share stops no training.
+
+    Args:
+        reporter: Is warned once for each cause until it works again.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._failing: dict[str, str] = {}
+
+    def attempt(self, what: str, action: Callable[[], None]) -> bool:
+        """Whether an action that writes files succeeded.
+
+        Args:
+            what: Its name for the user.
+            action: Raises OSError or CheckpointError where it does not.
+        """
+        try:
+            action()
+        except (OSError, CheckpointError) as error:
+            # Not the whole message: it names another temporary file every time.
+            cause = error.problem if isinstance(error, CheckpointError) else error.strerror or str(error)
+            if self._failing.get(what) != cause:
+                self._reporter.warn(f"{what} failed, is tried again later, and training goes on: {error}")
+            self._failing[what] = cause
+            return False
+        if self._failing.pop(what, None) is not None:
+            self._reporter.info(f"{what} works again")
+        return True
