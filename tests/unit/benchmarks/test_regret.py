@@ -30,6 +30,7 @@ from samunet.artifacts.plan import Plan, load_plan, save_plan
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import save_schema
 from samunet.core.files import read_json, write_json
+from samunet.pipeline import methods
 from samunet.planners.planner import make_plan
 from samunet.planners.sizes import FINE_GRID, SAM_GRID, Grid, grid_of
 from tests.planning_facts import budget, case, description, fingerprint
@@ -111,8 +112,11 @@ def test_the_copy_trains_with_what_was_asked(source: Workspace, tmp_path: Path, 
     assert again.key != found[PLANNED].key
 
 
-def test_ranks_are_given_with_the_base(source: Workspace, tmp_path: Path, plan: Plan) -> None:
+def test_ranks_are_given_with_the_base(
+    source: Workspace, tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From a base checkpoint the words name it, its backbone and the rank."""
+    monkeypatch.setattr(methods, "supplies_decoder", lambda *_: True)
     base = tmp_path / "vit_xs.pth"
     base.write_bytes(b"weights")
     variants = rank_variants(plan)

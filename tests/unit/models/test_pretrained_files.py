@@ -118,10 +118,15 @@ def test_training_says_which_validation_cases_taught_its_weights(tmp_path: Path)
     tell_what_was_seen(as_base(locate_weights(str(later), SPEC)), "Dataset901_Balls", {"b", "c"}, told)
     assert len(told.warnings) == len(told.messages) == 1
     assert "labels of 1 of the 2 validation cases" in told.warnings[0]
-    for dataset, cases in (("Dataset901_Balls", {"c"}), ("Dataset902_Others", {"a"})):
-        silent = SilentReporter()
-        tell_what_was_seen(as_base(locate_weights(str(later), SPEC)), dataset, cases, silent)
-        assert not silent.warnings + silent.messages
+    for dataset, cases, messages in (
+        ("Dataset901_Balls", {"c"}, ["the images, not the labels, of 1 of the 1"]),
+        ("Dataset901_Balls", {"d"}, []),
+        ("Dataset902_Others", {"a"}, []),
+    ):
+        other = SilentReporter()
+        tell_what_was_seen(as_base(locate_weights(str(later), SPEC)), dataset, cases, other)
+        assert not other.warnings
+        assert [part in said for part, said in zip(messages, other.messages, strict=True)] == [True] * len(messages)
 
 
 def test_whether_a_decoder_comes_with_the_weights(tmp_path: Path) -> None:
