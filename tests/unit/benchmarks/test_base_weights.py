@@ -26,6 +26,7 @@ def test_the_written_file_loads_completely(backbone: str, tmp_path: Path, monkey
     for name, value in {"NUM_IMAGES": 2, "NUM_HELD_OUT": 2, "PROMPTED_BATCH": 2}.items():
         monkeypatch.setattr(base_weights, name, value)
     monkeypatch.setattr(synthetic_weights, "BATCH", 2)
+    monkeypatch.setattr(base_weights, "RESULTS", tmp_path)
     words = ["--backbone", backbone, "--minutes", "0.0001", "--output", str(path)]
     monkeypatch.setattr(sys, "argv", ["base_weights", *words])
     base_weights.main()
