@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samunet.artifacts.best import ComponentFilter
@@ -12,7 +12,6 @@ from samunet.core.config import load_schema
 from samunet.core.errors import ConfigError, UsageError
 from samunet.core.log import Reporter
 from samunet.imageio.formats import ending_of
-from samunet.planners.fingerprint import inputs_hash
 
 REPORT_FILE = "prediction.json"
 TODO = "give another -o, or leave --continue_prediction out to start anew"
@@ -26,7 +25,13 @@ def files_of(case: Case, output: Path, *, with_probabilities: bool) -> list[Path
 
 
 def masks_to_keep(
-    wanted: PredictionReport, cases: Sequence[Case], output: Path, *, with_probabilities: bool, reporter: Reporter
+    wanted: PredictionReport,
+    cases: Sequence[Case],
+    output: Path,
+    *,
+    sources: Mapping[str, str],
+    with_probabilities: bool,
+    reporter: Reporter,
 ) -> frozenset[str]:
     """Names of the cases that an earlier run has done just as this one would, from the very files.
 
@@ -34,6 +39,7 @@ def masks_to_keep(
         wanted: What this run is.
         cases: What it is to predict.
         output: Folder of the masks.
+        sources: Case to hash of its files.
         with_probabilities: Whether a case is done only with its probabilities.
         reporter: Told which images are not those that the masks were made from.
 
@@ -70,7 +76,7 @@ def masks_to_keep(
         )
     made_from = {case.case: case.source for case in former.cases if case.status != "failed"}
     done &= made_from.keys()
-    same = {case.name for case in cases if case.name in done and made_from[case.name] == inputs_hash([case])}
+    same = {name for name in done if made_from[name] == sources[name]}
     if changed := sorted(done - same):
         names = ", ".join(changed)
         reporter.warn(f"other images than those that the masks in {output} were made from, predicted again: {names}")

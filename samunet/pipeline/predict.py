@@ -104,11 +104,13 @@ def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionRepo
         reporter.warn(text)
     cases = [case for case in listed if case.name not in problems]
     run = _describe(request, predictor)
+    sources = {case.name: inputs_hash([case]) for case in cases}
     kept: frozenset[str] = frozenset()
     if request.resume:
         probabilities = request.save_probabilities
-        kept = masks_to_keep(run, cases, request.output, with_probabilities=probabilities, reporter=reporter)
-    sources = {case.name: inputs_hash([case]) for case in cases}
+        kept = masks_to_keep(
+            run, cases, request.output, sources=sources, with_probabilities=probabilities, reporter=reporter
+        )
     results = [CasePrediction(case=name, status="failed", problem=text) for name, text in problems.items()]
     results += [CasePrediction(case=name, status="kept", source=sources[name]) for name in kept]
     judge = Judge.of(
