@@ -1,7 +1,7 @@
 """A queue of training cells: each one command, measured, written down as it finishes, never run twice.
 
 A cell trains in one process on one thread, and its minutes are counted in processor time, so that what else the machine
-does changes how long a cell takes and hardly what comes out. It is scored without mirrored views.
+does changes how long a cell takes and hardly what comes out. It is scored without mirrored views unless it says so.
 Beside the scores it records the processor minutes it used and the share of the machine that others used meanwhile.
 """
 
@@ -52,6 +52,7 @@ class Cell:
         facts: What the table shows beside the scores.
         fold: Fold to train, where it is not the same for all cells.
         preprocessed: Folder of plans and stores, where it is not the workspace's.
+        mirror: Average predictions over mirrored views.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Cell:
     facts: Mapping[str, Any] = field(default_factory=dict)
     fold: str | None = None
     preprocessed: Path | None = None
+    mirror: bool = False
 
 
 def plan(data: Path, workspace: Path, minutes: float, configurations: Sequence[str] = ()) -> None:
@@ -106,27 +108,27 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
     preprocessed = cell.preprocessed or workspace / "preprocessed"
     folders = ["--raw", str(cell.data.parent), "--preprocessed", str(preprocessed)]
     words = ["samunet.cli.train", cell.data.name, fold, "--device", "cpu", "--time-limit", f"{cell.minutes:g}"]
-    words += ["--cpu-clock", "--workers", "0", "--disable_tta", "--overwrite"]
+    words += ["--cpu-clock", "--workers", "0", "--overwrite", *([] if cell.mirror else ["--disable_tta"])]
     words += [*cell.words, *folders, "--results", str(below)]
     print("+", " ".join(words), flush=True)
     code, used = measured([sys.executable, "-m", *words])
     found = sorted(below.glob(f"*/*__*__*/fold_{fold}/checkpoint_final.safetensors"))
     if code > 1 or not found:
         return {"failed": f"exit code {code}", **used}
-    run = read_run(found[0].parent)
-    groups = load_raw_dataset(cell.data).groups or {}
-    own = {case: groups[case] for case in run["case_dice"] if case in groups}
-    return {**dict(cell.facts), **run, **used, **identity(cell, fold), **({"groups": own} if own else {})}
+    run = read_run(found[0].parent, load_raw_dataset(cell.data).groups or {})
+    return {**dict(cell.facts), **run, **used, **identity(cell, fold)}
 
 
 def identity(cell: Cell, fold: str) -> dict[str, Any]:
     """What makes two cells the same run: dataset, fold, minutes, weights, the planner, and words with files by name."""
-    weights = [word.partition(":")[2] for word in cell.words if ":" in word and word.endswith(WEIGHTS_ENDINGS)]
+    files = [Path(word.rpartition(":")[2]) for word in cell.words if word.endswith(WEIGHTS_ENDINGS)]
     words = [re.sub(r"/\S*/", "", word) for word in cell.words]
     run = {"dataset": cell.data.name, "fold": cell.fold or fold, "minutes": cell.minutes, "words": words}
-    base = sha256_file(Path(weights[0])) if weights else None
+    base = sha256_file(files[0]) if files else None
     own = cell.preprocessed.name if cell.preprocessed else None
-    return run | {"own_plans": own, "base_sha256": base, "rules": rules_hash()}
+    # None and not False: rows of before there was a choice say nothing of it.
+    mirror = True if cell.mirror else None
+    return run | {"own_plans": own, "base_sha256": base, "mirror": mirror, "rules": rules_hash()}
 
 
 @cache
@@ -151,20 +153,15 @@ def cell_folder(workspace: Path, name: str) -> Path:
     return workspace / "cells" / re.sub(r"\W+", "_", name)
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path, groups: Mapping[str, str]) -> dict[str, Any]:
     """Scores, method, speed and provenance of a finished fold."""
     manifest = read_manifest(folder / "checkpoint_final.safetensors")
     scores = next(iter(sorted(folder.glob("validation*/summary.json"))))
-    summary = read_json(scores)
     log = folder / "training_log.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     recipe = manifest.resolved_recipe
     return {
-        "mean_dice": summary["foreground_mean"]["Dice"],
-        "interval": summary["foreground_mean_interval"]["Dice"],
-        "case_dice": {
-            case["case"]: _mean([m["Dice"] for m in case["metrics"].values()]) for case in summary["metric_per_case"]
-        },
+        **scores_of(scores, groups),
         "evaluation": scores.parent.name,
         "method": summarise(recipe.method),
         "configuration": manifest.configuration,
@@ -180,6 +177,21 @@ def read_run(folder: Path) -> dict[str, Any]:
         "seed": manifest.seed,
         "base_sha256": manifest.base.sha256,
         "provenance": {k: v for k, v in describe().items() if k not in ("command", "started")},
+    }
+
+
+def scores_of(summary: Path, groups: Mapping[str, str]) -> dict[str, Any]:
+    """Mean Dice with its interval and Dice by case of an evaluation, and the groups of the cases that have one."""
+    content = read_json(summary)
+    by_case = {
+        case["case"]: _mean([m["Dice"] for m in case["metrics"].values()]) for case in content["metric_per_case"]
+    }
+    own = {case: groups[case] for case in by_case if case in groups}
+    return {
+        "mean_dice": content["foreground_mean"]["Dice"],
+        "interval": content["foreground_mean_interval"]["Dice"],
+        "case_dice": by_case,
+        **({"groups": own} if own else {}),
     }
 
 

@@ -6,8 +6,9 @@
 
 It gets its best chance: its plan as made, the same with small batches, and its 2d network with AdamW and small
 batches; the learning rate falls over the minutes (`benchmarks.nnunet_timed`). Folds are samunet's, which are nnU-Net's
-own. Masks are scored by samunet's evaluation, as samunet's are. Cells whose result exists are skipped; `--table` only
-prints.
+own. Masks are scored by samunet's evaluation, as samunet's are; nnU-Net predicts with mirrored views, as it does by
+itself. Every cell has folders of its own. Cells whose result exists are skipped, one that fails is written down as such
+and tried again next time; `--table` only prints.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS
+from benchmarks.cells import RESULTS, THREADS, scores_of
 from benchmarks.methods import row
 from samunet.artifacts.subset import SUBSET_SEED
 from samunet.artifacts.workspace import Workspace
@@ -29,7 +32,7 @@ from samunet.core.log import SilentReporter
 from samunet.datasets.raw import load_raw_dataset
 from samunet.datasets.splits import cases_of_fold, load_or_make_splits
 from samunet.datasets.subsets import first_cases, load_or_draw_order
-from samunet.pipeline.evaluate import evaluate
+from samunet.pipeline.evaluate import evaluate, save_evaluation
 from samunet.pipeline.provenance import describe
 
 TABLE = "nnunet_peer"
@@ -70,65 +73,100 @@ def main() -> None:
     parser.add_argument("--num-cases", type=int, help="train on so many of the fold's training cases")
     parser.add_argument("--subset-seed", type=int, default=SUBSET_SEED)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--cpu-clock", action="store_true", help="count the process's own time; augments in it too")
+    parser.add_argument(
+        "--cpu-clock", action="store_true", help="one thread, the process's own time; augments in it too"
+    )
     parser.add_argument("--workspace", type=Path, default=Path("nnunet_workspace"))
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
-    file = RESULTS / f"{TABLE}.json"
-    results: dict[str, Any] = read_json(file) if file.is_file() else {}
+    if options.cpu_clock:
+        options.threads = THREADS
     for data in [] if options.table else options.data:
+        shared = prepared(data, options)
+        planned = read_json(shared / "nnUNetPlans.json")["configurations"]
         for minutes in options.minutes:
             for variant in options.variants:
-                subset = "" if options.num_cases is None else f" {options.num_cases} cases seed {options.subset_seed}"
-                name = f"{data.name} fold {options.fold}{subset} {minutes:g} min {options.threads} threads, {variant}"
-                if name not in results:
-                    results[name] = run_cell(data, minutes, variant, options)
-                    write_json(file, dict(sorted(results.items())))
-                    print(f"{name}: {results[name].get('mean_dice')}", flush=True)
-    print(table(results))
+                name = name_of(data, minutes, variant, options)
+                if VARIANTS[variant].configuration not in planned:
+                    print(f"{name}: nnU-Net plans no {VARIANTS[variant].configuration} for this dataset", flush=True)
+                elif "case_dice" not in stored().get(name, {}):
+                    result = run_cell(data, minutes, variant, shared, options)
+                    write_json(RESULTS / f"{TABLE}.json", dict(sorted({**stored(), name: result}.items())))
+                    print(f"{name}: {result.get('mean_dice', result.get('failed'))}", flush=True)
+    print(table(stored()))
 
 
-def run_cell(data: Path, minutes: float, variant: str, options: argparse.Namespace) -> dict[str, Any]:
+def stored() -> dict[str, Any]:
+    """What the results file holds now; another process may have added to it."""
+    file = RESULTS / f"{TABLE}.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def name_of(data: Path, minutes: float, variant: str, options: argparse.Namespace) -> str:
+    """Of a cell: all that decides it."""
+    subset = "" if options.num_cases is None else f" {options.num_cases} cases seed {options.subset_seed}"
+    clock = "processor minutes" if options.cpu_clock else "min"
+    return f"{data.name} fold {options.fold}{subset} {minutes:g} {clock} {options.threads} threads, {variant}"
+
+
+def run_cell(data: Path, minutes: float, variant: str, shared: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Train, predict the validation cases, score them."""
     python, chosen = options.nnunet_python, VARIANTS[variant]
-    folders = {f"nnUNet_{kind}": str(options.workspace / kind) for kind in ("preprocessed", "results")}
-    environment = {**os.environ, **folders, "nnUNet_raw": str(data.parent)}
-    environment["nnUNet_n_proc_DA"] = "0" if options.cpu_clock else "1"
-    environment["OMP_NUM_THREADS"] = str(options.threads)
-    split = prepare(data, options, environment)
-    plans = edited_plans(options.workspace / "preprocessed" / data.name, chosen)
+    below = options.workspace / "cells" / re.sub(r"\W+", "_", name_of(data, minutes, variant, options))
+    shutil.rmtree(below, ignore_errors=True)
+    split = chosen_cases(data, options)
+    plans = view(shared, below / "preprocessed" / data.name, split, chosen)
     script = Path(__file__).with_name("nnunet_timed.py")
     words = [str(python), str(script), "--dataset", data.name, "--configuration", chosen.configuration]
     words += ["--plans", plans, "--minutes", f"{minutes:g}", "--threads", str(options.threads)]
     words += ["--adamw"] * chosen.adamw + ["--cpu-clock"] * options.cpu_clock
-    done = subprocess.run(words, env=environment, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"failed: {' '.join(words)}\n{done.stdout[-2000:]}")
-    facts = json.loads(done.stdout.strip().splitlines()[-1])
-    predicted = Path(facts.pop("folder")) / "validation"
-    return {
+    environment = {**nnunet_environment(data, below), "nnUNet_n_proc_DA": "0" if options.cpu_clock else "1"}
+    environment["OMP_NUM_THREADS"] = str(options.threads)
+    facts = {
         "dataset": data.name,
+        "fold": options.fold,
+        "device": "cpu",
         "variant": variant,
         "minutes": minutes,
         "num_cases": len(split["train"]),
+        "subset": None if options.num_cases is None else {"cases": options.num_cases, "seed": options.subset_seed},
         "threads": options.threads,
+        "clock": "process" if options.cpu_clock else "wall",
         "nnunet": version(python),
-        **facts,
-        **score(data, predicted, split["val"]),
         "provenance": {k: v for k, v in describe().items() if k not in ("command", "started")},
     }
+    done = subprocess.run(words, env=environment, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return {**facts, "failed": f"exit code {done.returncode}: {done.stdout[-500:]}"}
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    predicted = Path(found.pop("folder")) / "validation"
+    return {**facts, **found, **score(data, predicted, split["val"])}
 
 
-def prepare(data: Path, options: argparse.Namespace, environment: dict[str, str]) -> dict[str, list[str]]:
-    """nnU-Net's plan and preprocessed data, and the fold, with the training cases that are asked for."""
-    folder = options.workspace / "preprocessed" / data.name
-    number = str(int(data.name.removeprefix("Dataset").partition("_")[0]))
-    if not (folder / "nnUNetPlans.json").is_file():
+def nnunet_environment(data: Path, below: Path) -> dict[str, str]:
+    """nnU-Net's folders."""
+    folders = {f"nnUNet_{kind}": str(below / kind) for kind in ("preprocessed", "results")}
+    return {**os.environ, **folders, "nnUNet_raw": str(data.parent)}
+
+
+def prepared(data: Path, options: argparse.Namespace) -> Path:
+    """nnU-Net's plan and preprocessed data; made again where that was interrupted."""
+    folder: Path = options.workspace / "preprocessed" / data.name
+    finished = options.workspace / "preprocessed" / f"{data.name}.finished"
+    if not finished.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        number = str(int(data.name.removeprefix("Dataset").partition("_")[0]))
         words = [options.nnunet_python.parent / "nnUNetv2_plan_and_preprocess", "-d", number]
         words += ["-c", "2d", "3d_fullres", "-np", "2"]
         # Planning sets its threads from this variable, and none is not allowed there.
-        planning = environment | {"nnUNet_n_proc_DA": "1"}
-        subprocess.run(words, env=planning, check=True, stdout=subprocess.DEVNULL)
+        environment = {**nnunet_environment(data, options.workspace), "nnUNet_n_proc_DA": "1"}
+        subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
+        finished.touch()
+    return folder
+
+
+def chosen_cases(data: Path, options: argparse.Namespace) -> dict[str, list[str]]:
+    """The cases of the fold, with the training cases that are asked for."""
     dataset = load_raw_dataset(data)
     names = [case.name for case in dataset.training]
     own = Workspace(raw=data.parent, preprocessed=options.workspace / "samunet", results=options.workspace)
@@ -140,13 +178,22 @@ def prepare(data: Path, options: argparse.Namespace, environment: dict[str, str]
         file = own.subsets_file(data.name)
         order = load_or_draw_order(file, options.fold, fold.train, dataset.groups, seed=options.subset_seed)
         train = list(first_cases(order, options.num_cases))
-    split = {"train": train, "val": list(fold.val)}
+    return {"train": train, "val": list(fold.val)}
+
+
+def view(shared: Path, folder: Path, split: dict[str, list[str]], variant: Variant) -> str:
+    """A cell's own folder of preprocessed data: arrays are linked, cases and plans are its own.
+
+    Returns:
+        The name of the plans with the variant's batch size.
+    """
+    folder.mkdir(parents=True)
+    for entry in shared.iterdir():
+        if entry.is_dir():
+            (folder / entry.name).symlink_to(entry.resolve(), target_is_directory=True)
+        else:
+            shutil.copy2(entry, folder / entry.name)
     write_json(folder / "splits_final.json", [split])
-    return split
-
-
-def edited_plans(folder: Path, variant: Variant) -> str:
-    """The name of plans with the variant's batch size."""
     if variant.batch_size is None:
         return "nnUNetPlans"
     content = read_json(folder / "nnUNetPlans.json")
@@ -163,13 +210,14 @@ def score(data: Path, predicted: Path, cases: list[str]) -> dict[str, Any]:
     ending = dataset.description.file_ending
     references = {case.name: case.label for case in dataset.training}
     pairs = [(name, references[name], predicted / f"{name}{ending}") for name in cases]
+    groups = dataset.groups or {}
     report = evaluate(
         [(name, label, file) for name, label, file in pairs if label is not None],
         labels=dataset.description.label_spec,
         reporter=SilentReporter(),
+        groups=groups,
     )
-    interval = report.foreground_mean_interval["Dice"]
-    return {"mean_dice": report.foreground_mean["Dice"], "low": interval.low, "high": interval.high}
+    return scores_of(save_evaluation(report, predicted.with_name("scored_by_samunet"))[0], groups)
 
 
 def version(python: Path) -> str:
@@ -183,7 +231,10 @@ def table(results: dict[str, Any]) -> str:
     head = ["dataset", "training cases", "minutes", "nnU-Net", "Dice", "95 %", "steps", "batch"]
     lines = [row(head), row(["---"] * len(head))]
     for cell in results.values():
-        span = "" if cell["low"] is None else f"{cell['low']:.3f} to {cell['high']:.3f}"
+        if "failed" in cell:
+            continue
+        interval = cell["interval"]
+        span = "" if interval["low"] is None else f"{interval['low']:.3f} to {interval['high']:.3f}"
         facts = [
             cell["dataset"],
             cell["num_cases"],

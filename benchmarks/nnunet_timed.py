@@ -1,7 +1,8 @@
 """nnU-Net's trainer under a time limit; runs in nnU-Net's environment, started by `benchmarks.nnunet_peer`.
 
-Everything is nnU-Net's own but the length: the learning rate falls over the minutes as it would over the epochs, and
-with `--adamw` the optimizer is AdamW. Its final checkpoint predicts the fold's validation cases with nnU-Net's code.
+Everything is nnU-Net's own but the length: the learning rate falls over the minutes, step by step, as it would over the
+epochs, and with `--adamw` the optimizer is AdamW. Its final checkpoint predicts the fold's validation cases with
+nnU-Net's code.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from statistics import fmean as mean
 
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
-ITERATIONS_PER_EPOCH = 20
+STEPS_PER_LINE, KEPT = 20, 50
 ADAMW_RATE, ADAMW_DECAY = 1e-3, 0.01
 POWER = 0.9
 
@@ -48,20 +50,17 @@ def train(trainer, options: argparse.Namespace) -> tuple[int, float, float]:  # 
     """As nnU-Net's run_training, until the minutes are over."""
     trainer.on_train_start()
     clock = time.process_time if options.cpu_clock else time.monotonic
-    began, steps, losses = clock(), 0, list[float]()
+    began, losses = clock(), list[float]()
     trainer.network.train()
     while (progress := (clock() - began) / (60 * options.minutes)) < 1:
         for group in trainer.optimizer.param_groups:
             group["lr"] = trainer.initial_lr * (1 - progress) ** POWER
-        for _ in range(ITERATIONS_PER_EPOCH):
-            losses = [*losses[-49:], float(trainer.train_step(next(trainer.dataloader_train))["loss"])]
-            steps += 1
-            if clock() - began > 60 * options.minutes:
-                break
-        print(f"{progress:.1%} step {steps} loss {sum(losses[-20:]) / len(losses[-20:]):.3f}", flush=True)
+        losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
+        if len(losses) % STEPS_PER_LINE == 0:
+            print(f"{progress:.1%} step {len(losses)} loss {mean(losses[-STEPS_PER_LINE:]):.3f}", flush=True)
     minutes = (clock() - began) / 60
     trainer.on_train_end()
-    return steps, minutes, sum(losses) / len(losses)
+    return len(losses), minutes, mean(losses[-KEPT:])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ The three set-ups of the finetune-SAM study, from random weights of one backbone
 fold's training cases, no label read. Supervised: prompts for the structures of the other datasets, whose labels are all
 read; none of the dataset in question. Each is pretrained once for `--pretrain-minutes`, which all subsets share and
 which do not count in the minutes of training. All set-ups train the same network for the same minutes on the same
-subset, and validate on the same cases. Rows whose result exists are skipped, an interrupted pretraining is continued;
-`--table` only prints.
+subset, and validate on the same cases, with mirrored views. `--synthetic FILE`, made by `benchmarks.synthetic_weights`,
+adds encoders trained on generated images alone. Rows whose result exists are skipped, an interrupted pretraining is
+continued; `--table` only prints.
 
 Source: Gu et al., How to build the best medical image segmentation algorithm using foundation models, 2024 (set-ups).
 """
@@ -28,7 +29,8 @@ from samunet.core.files import read_json
 
 TABLE = "pretraining"
 NONE, SUPERVISED, SELF = "none", "supervised", "self-supervised"
-SETUPS = (NONE, SUPERVISED, SELF)
+SYNTHETIC = "synthetic"
+SETUPS = (NONE, SUPERVISED, SELF, SYNTHETIC)
 
 
 def main() -> None:
@@ -36,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="raw dataset folder")
     parser.add_argument("--others", type=Path, nargs="*", default=[], help="labelled datasets of the supervised set-up")
+    parser.add_argument("--synthetic", type=Path, help="weights of benchmarks.synthetic_weights")
     parser.add_argument("--num-cases", type=int, nargs="+", default=[5, 10, 40])
     parser.add_argument("--subset-seeds", type=int, nargs="+", default=[12345, 1])
     parser.add_argument("--one-subset-from", type=int, default=40, help="from so many cases on only the first subset")
@@ -48,7 +51,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
     if not options.table:
-        setups = [name for name in options.setups if name != SUPERVISED or options.others]
+        given = {SUPERVISED: options.others, SYNTHETIC: options.synthetic}
+        setups = [name for name in options.setups if name not in given or given[name]]
         for data in (options.data, *(options.others if SUPERVISED in setups else [])):
             plan(data, options.workspace, options.minutes)
         files = {name: pretrained(name, options) for name in setups if name != NONE}
@@ -59,12 +63,16 @@ def main() -> None:
 
 def pretrained(setup: str, options: argparse.Namespace) -> Path:
     """The weights of a set-up, pretrained now if they are not there, continued if that was interrupted."""
-    name = f"benchmark_{setup}_{options.data.name}_{options.backbone}_{options.pretrain_minutes:g}"
+    if setup == SYNTHETIC:
+        return Path(options.synthetic)
+    datasets = options.others if setup == SUPERVISED else [options.data]
+    of = "_".join(data.name.partition("_")[0].removeprefix("Dataset") for data in datasets)
+    of += "" if setup == SUPERVISED else f"_without_fold_{options.fold}"
+    name = f"benchmark_{setup}_{of}_{options.backbone}_{options.pretrain_minutes:g}"
     folder = options.workspace / "results" / "pretrained" / name
     file: Path = folder / "weights.safetensors"
     if file.is_file():
         return file
-    datasets = options.others if setup == SUPERVISED else [options.data]
     raw = {data.parent for data in datasets}
     if len(raw) > 1:
         raise SystemExit("all datasets have to lie in one folder")
@@ -74,7 +82,7 @@ def pretrained(setup: str, options: argparse.Namespace) -> Path:
     words += ["--weights", "none", "--backbone", options.backbone, "--device", "cpu", "--workers", "0", "--cpu-clock"]
     words += ["--time-limit", f"{options.pretrain_minutes:g}"]
     words += ["--supervised"] if setup == SUPERVISED else ["--leave-out-fold", options.fold]
-    words += ["--c"] if (folder / "checkpoint_latest.safetensors").is_file() else []
+    words += ["--c" if (folder / "checkpoint_latest.safetensors").is_file() else "--overwrite"]
     print("+", " ".join(words), flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     if subprocess.run([sys.executable, "-m", *words], env=environment, check=False).returncode:
@@ -91,10 +99,12 @@ def cells(setups: Sequence[str], files: dict[str, Path], options: argparse.Names
             for setup in setups:
                 words = ["--num-cases", str(number), "--subset-seed", str(seed)]
                 words += ["--weights", NONE if setup == NONE else str(files[setup]), "--backbone", options.backbone]
-                name = f"{options.data.name} {number} cases subset {seed} {setup} {options.minutes:g} min"
+                name = f"{options.data.name} fold {options.fold} {number} cases subset {seed} {options.backbone}"
+                name += f" {options.minutes:g} min, {setup}"
+                name += f" {options.pretrain_minutes:g} min" if setup in (SUPERVISED, SELF) else ""
                 facts = {"setup": setup, "num_cases": number, "subset_seed": seed, "dataset": options.data.name}
                 facts["pretraining"] = None if setup == NONE else _facts(files[setup])
-                made.append(Cell(name, options.data, options.minutes, tuple(words), facts))
+                made.append(Cell(name, options.data, options.minutes, tuple(words), facts, mirror=True))
     return made
 
 
@@ -113,7 +123,8 @@ def _facts(file: Path) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: a row per subset, a column per set-up, with the paired gain over no pretraining."""
-    head = ["dataset", "cases", "subset", NONE, SUPERVISED, "gain (95 %)", SELF, "gain (95 %)"]
+    gained = [name for name in SETUPS[1:] if any(cell.get("setup") == name for cell in results.values())]
+    head = ["dataset", "cases", "subset", NONE, *(title for name in gained for title in (name, "gain (95 %)"))]
     lines = [_row(head), _row(["---"] * len(head))]
     done = {k: cell for k, cell in results.items() if "failed" not in cell}
     places = sorted({(c["dataset"], c["num_cases"], c["subset_seed"]) for c in done.values()})
@@ -121,7 +132,7 @@ def table(results: dict[str, Any]) -> str:
         by_setup = {c["setup"]: c for c in done.values() if (c["dataset"], c["num_cases"], c["subset_seed"]) == place}
         base = by_setup.get(NONE)
         values: list[object] = [*place, _dice(base)]
-        for setup in (SUPERVISED, SELF):
+        for setup in gained:
             cell = by_setup.get(setup)
             values += [_dice(cell), _gain(cell, base)]
         lines.append(_row(values))

@@ -20,12 +20,16 @@ from typing import Any
 
 from benchmarks.cells import RESULTS, Cell, paired, plan, run_cells
 from benchmarks.methods import row
-from samunet.artifacts.plan import Recipe, load_plan
+from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.plan import Plan, Recipe, load_plan
 from samunet.artifacts.workspace import Workspace
-from samunet.core.files import read_json, write_json
+from samunet.core.config import load_schema
+from samunet.core.files import read_json, sha256_json, write_json
+from samunet.datasets.raw import load_raw_dataset
+from samunet.planners.planner import facts_of_plan
 
 TABLE = "recipe"
-PLANNED = "as planned"
+PLANNED, PRETRAINED = "as planned", "pretrained encoder"
 SPLIT_SEED, SHARE = 7, 0.2
 
 
@@ -36,14 +40,18 @@ class Change:
     Args:
         group: What it is about.
         recipe: Fields of the recipe that differ from the plan's.
+        tile_factor: On the side of the planned tile; never more than the largest slice.
         configuration: Other than the recommended one.
         words: Further words of samunet_train.
+        mirror: Average predictions over mirrored views.
     """
 
     group: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    tile_factor: float | None = None
     configuration: str | None = None
     words: tuple[str, ...] = ()
+    mirror: bool = False
 
 
 def side_path(**changes: Any) -> dict[str, Any]:
@@ -58,6 +66,9 @@ CHANGES: dict[str, Change] = {
     "side path, two convolutions per stage": Change("side path", side_path(path_convolutions=2)),
     "side path, 112 px": Change("side path", side_path() | {"input_size": 112}),
     "112 px": Change("input", {"input_size": 112}),
+    "tile x 1.5": Change("field of view", tile_factor=1.5),
+    "tile x 2": Change("field of view", tile_factor=2),
+    "tile x 4": Change("field of view", tile_factor=4),
     "2d": Change("context", configuration="2d"),
     "2.5d": Change("context", configuration="2.5d"),
     "3d": Change("depth", configuration="3d"),
@@ -69,6 +80,8 @@ CHANGES: dict[str, Change] = {
     "no augmentation": Change("augmentation", words=("--no-augmentation",)),
     "augmentation 2.5 times as often": Change("augmentation", {"augmentation": {"frequency": 2.5}}),
     "ViT instead of TinyViT": Change("backbone", {"backbone": "vit_xs"}),
+    "mirrored views": Change("TTA", mirror=True),
+    PRETRAINED: Change("pretraining"),
 }
 
 
@@ -79,6 +92,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[12345])
     parser.add_argument("--num-cases", type=int, help="train on a subset of so many cases")
+    parser.add_argument("--pretrained", type=Path, help="weights of samunet_pretrain: adds a row that starts from them")
     parser.add_argument("--only", nargs="+", choices=tuple(CHANGES), help="rows to run")
     parser.add_argument("--workspace", type=Path, default=Path("samunet_workspace"))
     parser.add_argument("--table", action="store_true", help="only print the table")
@@ -93,41 +107,55 @@ def cells(data: Path, options: argparse.Namespace) -> list[Cell]:
     """One per change that makes sense for the dataset, and seed."""
     source = Workspace(raw=data.parent, preprocessed=options.workspace / "preprocessed", results=options.workspace)
     preprocessed = options.workspace / "selection"
-    names = install(data.name, source, preprocessed)
+    names, key = install(data.name, source, preprocessed)
+    backbone = load_plan(source.plan_file(data.name)).configuration().recipes["none"]["cpu"].backbone.value
     made = []
     for seed in options.seeds:
         for title, configuration in names.items():
-            if options.only and title not in options.only:
+            if (options.only and title not in options.only) or (title == PRETRAINED and options.pretrained is None):
                 continue
             change = CHANGES[title]
-            words = ("--weights", "none", "-c", configuration, "--seed", f"{seed}", *change.words)
+            start = [options.pretrained, "--backbone", backbone] if title == PRETRAINED else ["none"]
+            words = ("--weights", *map(str, start), "-c", configuration, "--seed", f"{seed}", *change.words)
             facts = {"dataset": data.name, "group": change.group, "change": title, "minutes": options.minutes}
-            name = f"{data.name} {title} seed {seed} {options.minutes:g} min"
+            facts |= {"plan": key}
+            name = f"{data.name} {title} seed {seed} {options.minutes:g} min plan {key}"
             if options.num_cases:
                 words += ("--num-cases", f"{options.num_cases}")
                 facts |= {"num_cases": options.num_cases}
                 name += f" {options.num_cases} cases"
-            made.append(Cell(name, data, options.minutes, words, facts, preprocessed=preprocessed))
+            made.append(
+                Cell(name, data, options.minutes, words, facts, preprocessed=preprocessed, mirror=change.mirror)
+            )
     return made
 
 
-def install(dataset: str, source: Workspace, preprocessed: Path) -> dict[str, str]:
-    """A copy of the plan with a configuration per change and the folds of the selection; returns what to train."""
+def install(dataset: str, source: Workspace, preprocessed: Path) -> tuple[dict[str, str], str]:
+    """A copy of the plan with a configuration per change and the folds of the selection.
+
+    Returns:
+        What to train by the change's title, and a short hash of the planned configurations.
+    """
     origin, folder = source.preprocessed_folder(dataset), preprocessed / dataset
     planned = load_plan(source.plan_file(dataset))
     content = read_json(source.plan_file(dataset))
+    key = plan_key(planned)
+    facts = facts_of_plan(planned, load_schema(Fingerprint, source.fingerprint_file(dataset)))
     names: dict[str, str] = {}
-    for number, (title, change) in enumerate(CHANGES.items()):
+    for title, change in CHANGES.items():
         parent = change.configuration or planned.recommended.value
         if parent not in planned.configurations or (title != PLANNED and parent == title == planned.recommended.value):
             continue
+        recipe = planned.configuration(parent).recipes["none"]["cpu"]
+        fields = dict(change.recipe)
+        if change.tile_factor is not None:
+            if recipe.tile_vox.value >= facts.plane.largest_vox:
+                continue
+            fields["tile_vox"] = min(facts.plane.largest_vox, round(change.tile_factor * recipe.tile_vox.value))
         names[title] = parent
-        if change.recipe:
-            names[title] = f"changed_{number}"
-            recipe = planned.configuration(parent).recipes["none"]["cpu"]
-            edits = {
-                name: {"value": edited(recipe, name, value), "reason": title} for name, value in change.recipe.items()
-            }
+        if fields:
+            names[title] = f"changed_{sha256_json(fields)[:8]}"
+            edits = {name: {"value": edited(recipe, name, value), "reason": title} for name, value in fields.items()}
             content["configurations"][names[title]] = {
                 "inherits_from": parent,
                 "recipes": {"none": {"cpu": edits}},
@@ -137,12 +165,21 @@ def install(dataset: str, source: Workspace, preprocessed: Path) -> dict[str, st
     for entry in origin.iterdir():
         if entry.is_dir():
             (folder / entry.name).symlink_to(entry.resolve(), target_is_directory=True)
-        else:
+        elif entry != source.subsets_file(dataset):
             shutil.copy2(entry, folder / entry.name)
     write_json(folder / source.plan_file(dataset).name, content)
     file = source.splits_file(dataset)
-    write_json(folder / file.name, [selection(read_json(file)[0]["train"])])
-    return names
+    groups = load_raw_dataset(source.raw_folder(dataset)).groups or {}
+    write_json(folder / file.name, [selection(read_json(file)[0]["train"], groups)])
+    return names, key
+
+
+def plan_key(plan: Plan) -> str:
+    """Short hash of what is planned from random weights on a CPU: rows of other plans do not compare."""
+    chosen = plan.configuration()
+    recipe = chosen.recipes["none"]["cpu"].model_dump(mode="json")
+    values = {name: field["value"] for name, field in recipe.items() if field is not None and name != "memory_gib"}
+    return sha256_json([plan.recommended.value, chosen.context_slices.value, values])[:8]
 
 
 def edited(recipe: Recipe, name: str, value: Any) -> Any:
@@ -150,12 +187,16 @@ def edited(recipe: Recipe, name: str, value: Any) -> Any:
     return recipe.augmentation.value.model_dump() | value if name == "augmentation" else value
 
 
-def selection(cases: list[str]) -> dict[str, list[str]]:
-    """A fold inside the training cases of another."""
-    shuffled = sorted(cases)
+def selection(cases: list[str], groups: Mapping[str, str]) -> dict[str, list[str]]:
+    """A fold inside the training cases of another; a group stays together."""
+    units: dict[str, list[str]] = {}
+    for case in sorted(cases):
+        units.setdefault(groups.get(case, case), []).append(case)
+    shuffled = list(units)
     random.Random(SPLIT_SEED).shuffle(shuffled)
     number = max(1, round(SHARE * len(shuffled)))
-    return {"train": sorted(shuffled[number:]), "val": sorted(shuffled[:number])}
+    chosen = [case for unit in shuffled[:number] for case in units[unit]]
+    return {"train": sorted(set(cases) - set(chosen)), "val": sorted(chosen)}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -173,11 +214,12 @@ def table(results: dict[str, Any]) -> str:
     ]
     lines = [row(head), row(["---"] * len(head))]
     found = [cell for cell in results.values() if "failed" not in cell]
-    runs: dict[tuple[str, int, float], dict[str, list[dict[str, Any]]]] = {}
+    runs: dict[tuple[str, int, float, str], dict[str, list[dict[str, Any]]]] = {}
     for cell in found:
-        run = runs.setdefault((cell["dataset"], cell.get("num_cases", 0), cell["minutes"]), {})
+        place = (cell["dataset"], cell.get("num_cases", 0), cell["minutes"], cell.get("plan", ""))
+        run = runs.setdefault(place, {})
         run.setdefault(cell["change"], []).append(cell)
-    for (dataset, num_cases, minutes), cells_of in sorted(runs.items()):
+    for (dataset, num_cases, minutes, _), cells_of in sorted(runs.items()):
         where = f"{dataset}, {num_cases} cases" if num_cases else dataset
         plans = {cell["seed"]: cell for cell in cells_of.get(PLANNED, [])}
         for title in [title for title in CHANGES if title in cells_of]:

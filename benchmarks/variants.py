@@ -102,28 +102,38 @@ def install(variants: Sequence[Variant], dataset: str, source: Workspace, target
         if v.input_size is not None
     }
     copied = plan.model_copy(update={"configurations": {**plan.configurations, **added}})
-    folder = target.preprocessed_folder(dataset)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    save_plan(copied, target.plan_file(dataset))
-    for file in (source.fingerprint_file(dataset), source.description_file(dataset), source.splits_file(dataset)):
-        shutil.copy2(file, folder / file.name)
-    for store in source.preprocessed_folder(dataset).iterdir():
-        if store.is_dir():
-            (folder / store.name).symlink_to(store.resolve(), target_is_directory=True)
+    copy_plan(copied, source, target)
     return copied
 
 
-def at_input_size(plan: Plan, fingerprint: Fingerprint, name: str, size: int) -> Configuration:
+def copy_plan(plan: Plan, source: Workspace, target: Workspace) -> None:
+    """Write a plan into another workspace, and link the stores that go with it."""
+    folder = target.preprocessed_folder(plan.dataset)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_plan(plan, target.plan_file(plan.dataset))
+    for name in (source.fingerprint_file, source.description_file, source.splits_file):
+        shutil.copy2(name(plan.dataset), folder / name(plan.dataset).name)
+    for store in source.preprocessed_folder(plan.dataset).iterdir():
+        if store.is_dir():
+            (folder / store.name).symlink_to(store.resolve(), target_is_directory=True)
+
+
+def at_input_size(plan: Plan, fingerprint: Fingerprint, name: str, size: int, tile: int | None = None) -> Configuration:
     """A planned configuration whose recipe from random weights on a CPU is planned around another input size.
 
-    The field of view stays: the planned tile is zoomed to more or fewer pixels.
+    Args:
+        plan: The plan.
+        fingerprint: What it was made of.
+        name: Of the configuration.
+        size: Encoder input in pixels.
+        tile: Voxels along a side of what one input covers; None: as planned, zoomed to more or fewer pixels.
     """
     chosen = plan.configuration(name)
     facts = facts_of_plan(plan, fingerprint)
     wish = automatic(facts, "none", "cpu", configuration=name, slab_depth=chosen.slab_depth.value)
-    tile = chosen.recipes["none"]["cpu"].tile_vox.value
-    fixed = {"input_size": (size, "searched"), "tile_vox": (tile, "as planned")}
+    tile = tile or chosen.recipes["none"]["cpu"].tile_vox.value
+    fixed = {"input_size": (size, "searched"), "tile_vox": (tile, "searched")}
     content = plan_recipe(facts, replace(wish, fixed=fixed))
     return chosen.model_copy(update={"recipes": {"none": {"cpu": parse_schema(Recipe, content)}}})
 

@@ -44,7 +44,11 @@ def test_set_ups_differ_in_their_weights_alone() -> None:
         one_subset_from=40,
         minutes=15,
         backbone="vit_t_xs",
+        fold="0",
+        pretrain_minutes=30,
     )
     made = cells([NONE], {}, options)
     assert [(cell.facts["num_cases"], cell.facts["subset_seed"]) for cell in made] == [(5, 12345), (5, 1), (40, 12345)]
+    assert len({cell.name for cell in made}) == 3
+    assert all(cell.mirror for cell in made), "as nnU-Net predicts, beside which they stand"
     assert all(cell.words[-4:] == ("--weights", "none", "--backbone", "vit_t_xs") for cell in made)
