@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cells import POINTS, RESULTS, paired
+from benchmarks.cells import POINTS, RESULTS, paired, span_of
 from benchmarks.methods import row
 from benchmarks.pretraining import NONE, SELF, SETUPS, SUPERVISED, SYNTHETIC
 from samunet.core.files import atomic_path, read_json
@@ -99,7 +99,7 @@ def compared(cell: Mapping[str, Any], peer: Mapping[str, Any] | None) -> list[st
     if peer is None:
         return ["not measured", "", ""]
     mean, low, high = (POINTS * value for value in paired(cell, peer))
-    return [peer["variant"], f"{peer['mean_dice']:.3f}", f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"]
+    return [peer["variant"], f"{peer['mean_dice']:.3f}", f"{mean:+.1f} ({span_of(low, high)})"]
 
 
 def draw_minutes(axes: Axes) -> None:

@@ -233,14 +233,21 @@ def paired_points(seeds: Sequence[tuple[Dice, Dice]], groups: Mapping[str, str])
         groups: Case to group; cases without one stand for themselves.
 
     Returns:
-        ``regret``, and the 95 % interval ``low`` to ``high``; cases of one group alone say nothing of other groups.
+        ``regret``, and the 95 % interval ``low`` to ``high``, which is all there is where a single case or group says
+        nothing of others.
     """
     common = sorted(set.intersection(*(set(one) for pair in seeds for one in pair)))
     differences = np.array([[POINTS * fmean(other[case] - own[case] for other, own in seeds)] for case in common])
     weights = bootstrap_weights(len(common), groups=group_labels(common, groups), resamples=RESAMPLES, seed=0)
     means = resampled_means(differences, weights)
-    low, high = (float(np.quantile(means, q)) for q in (0.025, 0.975)) if len(means) else (-POINTS, POINTS)
+    known = len({groups.get(case, case) for case in common}) > 1
+    low, high = (float(np.quantile(means, q)) for q in (0.025, 0.975)) if known else (-POINTS, POINTS)
     return {name: round(v, 3) for name, v in (("regret", float(differences.mean())), ("low", low), ("high", high))}
+
+
+def span_of(low: float, high: float) -> str:
+    """An interval in points for a table."""
+    return "one case or group" if high - low >= 2 * POINTS else f"{low:+.1f} to {high:+.1f}"
 
 
 def paired(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float, float]:

@@ -57,6 +57,9 @@ METHODS: dict[str, Method] = {
     "lora_late": LATE,
     "adapters": Method(encoder=EncoderMethod(train="adapters", adapters=(Bottleneck(),))),
     "side_path": LORA.model_copy(update={"decoder": DecoderMethod(upsampler="side_path")}),
+    "side_path_supervised": LORA.model_copy(
+        update={"decoder": DecoderMethod(upsampler="side_path", deep_supervision=True)}
+    ),
     **{name: PRESETS[name].method for name in ("samed_s", "peft_dora", "sam_adapter", "med_sa", "ma_sam", "nnsam")},
 }
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import ablations, attention, depth, large_backbones, methods, padding, prompts
+from benchmarks import ablations, attention, depth, large_backbones, methods, padding, prompts, recipe, sizes
 from benchmarks.cells import RESULTS
 from samunet.core.files import read_json, write_text
 
@@ -25,6 +25,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "depth": lambda: depth.table(read_json(RESULTS / "depth.json")),
     "attention": lambda: attention.markdown(read_json(RESULTS / "attention.json")),
     "padding": lambda: padding.table(read_json(RESULTS / "padding.json")),
+    "recipe": lambda: recipe.table(read_json(RESULTS / "recipe.json")),
+    "sizes": lambda: sizes.table(read_json(RESULTS / "sizes.json")),
     "large_backbones": lambda: large_backbones.table(read_json(RESULTS / "large_backbones.json")),
 }
 

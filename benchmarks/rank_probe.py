@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, measured, paired_points, plan, run_cells
+from benchmarks.cells import RESULTS, Cell, measured, paired_points, plan, run_cells, span_of
 from benchmarks.methods import row
 from benchmarks.variants import RANK_BACKBONE
 from samunet.artifacts.fingerprint import Fingerprint
@@ -139,7 +139,7 @@ def against(seeds: Mapping[int, Any], planned: Mapping[int, Any]) -> str:
     pairs = [(known(seeds[seed]), known(planned[seed])) for seed in common]
     found = paired_points(pairs, planned[common[0]]["groups"] or {})
     partial = "" if len(common) == len(SEEDS) else f", partial: {len(common)} of {len(SEEDS)} seeds"
-    return f"{found['regret']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f}){partial}"
+    return f"{found['regret']:+.2f} ({span_of(found['low'], found['high'])}){partial}"
 
 
 def known(cell: Mapping[str, Any]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, paired, plan, run_cells
+from benchmarks.cells import POINTS, RESULTS, Cell, paired, plan, run_cells, span_of
 from benchmarks.methods import row
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.plan import Plan, Recipe, load_plan
@@ -64,6 +64,7 @@ CHANGES: dict[str, Change] = {
     "side path": Change("side path", side_path()),
     "side path of width 32": Change("side path", side_path(path_width=32)),
     "side path, two convolutions per stage": Change("side path", side_path(path_convolutions=2)),
+    "side path, deep supervision": Change("side path", side_path(deep_supervision=True)),
     "side path, 112 px": Change("side path", side_path() | {"input_size": 112}),
     "112 px": Change("input", {"input_size": 112}),
     "tile x 1.5": Change("field of view", tile_factor=1.5),
@@ -225,7 +226,7 @@ def table(results: dict[str, Any]) -> str:
         for title in [title for title in CHANGES if title in cells_of]:
             change, same = CHANGES[title], cells_of[title]
             pairs = [paired(c, plans[c["seed"]]) for c in same if c["seed"] in plans]
-            shown = "; ".join(f"{100 * m:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})" for m, low, high in pairs)
+            shown = "; ".join(f"{POINTS * m:+.1f} ({span_of(POINTS * low, POINTS * high)})" for m, low, high in pairs)
             mean = sum(c["mean_dice"] for c in same) / len(same)
             steps, speed = same[0]["steps"], same[0]["images_per_second"]
             text = shown if title != PLANNED else ""

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, Dice, paired_points, plan, run_cells
+from benchmarks.cells import RESULTS, Cell, Dice, paired_points, plan, run_cells, span_of
 from benchmarks.methods import row
 from benchmarks.variants import (
     MOST_OTHERS,
@@ -226,7 +226,7 @@ def table(results: Mapping[str, Any]) -> str:
     for name, start, found in entries(results):
         shown = ["", ""]
         if found["regret"] is not None:
-            shown = [f"{found['regret']:+.2f}", f"{found['low']:+.2f} to {found['high']:+.2f}"]
+            shown = [f"{found['regret']:+.2f}", span_of(found["low"], found["high"])]
         lacking = [*found["not_searched"], *([] if found["regret"] is not None else ["the measurement"])]
         state = f"partial, without {', '.join(lacking)}" if lacking else "complete"
         lines.append(row([name, start, found["best_other"] or "", *shown, f"{found['minutes']:g}", state]))

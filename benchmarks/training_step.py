@@ -26,6 +26,7 @@ from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, ResolvedRecipe
 from samunet.models.channels import build_channel_input
 from samunet.models.decoders.adapters import inject_decoder
+from samunet.models.decoders.side_path import SidePath
 from samunet.models.fusion import FusionUNet
 from samunet.models.peft.inject import inject_adapters, inject_depth
 from samunet.models.sam.attention import fold_attention
@@ -141,7 +142,7 @@ def build(load: Load) -> SegmentationModel:
         image_size=load.input_size,
         num_tokens=load.num_tokens,
         upsampler=method.decoder.upsampler,
-        path=(method.decoder.path_width, method.decoder.path_convolutions),
+        path=SidePath.of(method.decoder),
     )
     if load.attention != "upstream":
         fold_attention(network.image_encoder, global_only=load.attention == "folded_global")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from samunet.artifacts.checkpoint import BaseWeights, Manifest
 from samunet.artifacts.plan import Plan, resolve_recipe
+from samunet.core.log import Reporter
 from samunet.inference.loading import Member
 from samunet.inference.predictor import Predictor
 from samunet.training.checkpointing import recipe_to_json
@@ -23,8 +24,10 @@ class PlantedModel(nn.Module):
         return torch.stack([THRESHOLD - middle, middle - THRESHOLD], 1)
 
 
-def planted_predictor(plan: Plan, *, mirror: bool = True) -> Predictor:
-    """A predictor around the planted model."""
+def planted_predictor(
+    plan: Plan, *, mirror: bool = True, model: nn.Module | None = None, reporter: Reporter | None = None
+) -> Predictor:
+    """A predictor around the planted model, or another one."""
     recipe = resolve_recipe(plan.configuration("2d"), "none", "cpu")
     manifest = Manifest(
         dataset=plan.dataset,
@@ -38,4 +41,5 @@ def planted_predictor(plan: Plan, *, mirror: bool = True) -> Predictor:
         epochs=0,
         minutes=0,
     )
-    return Predictor([Member(PlantedModel(), manifest, plan)], device="cpu", mirror=mirror)  # type: ignore[arg-type]
+    member = Member(model or PlantedModel(), manifest, plan)  # type: ignore[arg-type]
+    return Predictor([member], device="cpu", mirror=mirror, reporter=reporter)

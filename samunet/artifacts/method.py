@@ -215,12 +215,12 @@ class DecoderMethod(Schema):
         rank: Of the low-rank updates.
         ratio: Hidden width of the bottlenecks over 256.
         conditioning: How the bottleneck after the tokens' look at the image depends on the prompt.
-        upsampler: SAM's two steps (4 times the embedding), or four (the full resolution), which a convolutional path
-            of the image may join at strides 8, 4, 2 and 1.
+        upsampler: SAM's two steps, or four to full resolution, which a convolutional path at strides 8 to 1 may join.
         path_width: Channels of that path at stride 1; twice as many at stride 2, SAM's own at 4 and 8.
         path_convolutions: Per stage of that path, down and up.
+        deep_supervision: Whether strides 2 and 4 of that path have a loss too, a half and a quarter of the finest's.
 
-    Source: SAMed_s (LoRA); Medical SAM Adapter (three adapters, HyP-Adpt); MA-SAM (progressive upsampling).
+    Source: SAMed_s (LoRA); Medical SAM Adapter (adapters, HyP-Adpt); MA-SAM (progressive); nnU-Net (deep supervision).
     """
 
     train: Literal["full", "lora", "adapters", "heads", "none"] = "full"
@@ -230,6 +230,7 @@ class DecoderMethod(Schema):
     upsampler: Literal["sam", "progressive", "side_path"] = "sam"
     path_width: int = Field(default=16, ge=4)
     path_convolutions: int = Field(default=1, ge=1, le=4)
+    deep_supervision: bool = False
 
 
 class PromptMethod(Schema):
@@ -310,7 +311,7 @@ def summarise(method: Method) -> str:
         return " + ".join([*encoder, "U-Net"])
     decoder = f"{method.decoder.train} decoder"
     if method.decoder.upsampler == "side_path":
-        decoder += f" with side path {method.decoder.path_width}"
+        decoder += f" with side path {method.decoder.path_width}{', supervised' * method.decoder.deep_supervision}"
     if method.decoder.conditioning != "none":
         decoder += f" ({method.decoder.conditioning})"
     prompted = [f"{method.prompts.kind} prompts"] if method.promptable else []
@@ -371,7 +372,8 @@ def _unread(method: Method) -> list[str]:
     decoder, prompts, fusion = method.decoder, method.prompts, method.fusion
     sided, bottlenecks = decoder.upsampler == "side_path", decoder.train == "adapters"
     boxes, clicks = prompts.kind in ("box", "mixed"), prompts.kind in ("points", "mixed")
-    simulated, path = ("box_shift", "clicks", "corrections"), ("path_width", "path_convolutions")
+    simulated = ("box_shift", "clicks", "corrections")
+    path = ("path_width", "path_convolutions", "deep_supervision")
     rows: list[tuple[bool, str, Any, tuple[str, ...], str]] = [
         (decoder.train == "lora", "decoder", decoder, ("rank",), "by low-rank updates only: set decoder.train to lora"),
         (bottlenecks, "decoder", decoder, ("ratio", "conditioning"), "by adapters only: set decoder.train to adapters"),

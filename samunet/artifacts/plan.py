@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from samunet.artifacts.augmentation import Augmentation
-from samunet.artifacts.decided import Count, NotNegative, Overlap, Positive, Share, Whole
+from samunet.artifacts.decided import Count, NotNegative, Overlap, Positive, PositiveTriple, Share, Whole
 from samunet.artifacts.decided import Decided as Decided
 from samunet.artifacts.method import (
     DecoderMethod,
@@ -29,10 +29,17 @@ from samunet.artifacts.method import (
 )
 from samunet.artifacts.model_spec import SPECS, TOKEN_SIZE
 from samunet.artifacts.plan_document import COPY, EDITED, marked, read_record, reduced, resolved, write_with_record
+from samunet.artifacts.plan_parts import Budget as Budget
+from samunet.artifacts.plan_parts import ChannelNormalization as ChannelNormalization
+from samunet.artifacts.plan_parts import Decay as Decay
+from samunet.artifacts.plan_parts import Frame as Frame
+from samunet.artifacts.plan_parts import IntensityMap as IntensityMap
+from samunet.artifacts.plan_parts import LossWeights as LossWeights
+from samunet.artifacts.plan_parts import Scheme as Scheme
 from samunet.core.config import Schema, parse_schema
 from samunet.core.errors import ConfigError
 from samunet.core.files import read_json, sha256_json, write_json
-from samunet.core.geometry import ANATOMICAL_AXES, AxisOperation, Geometry, SpacingTriple, canonical_operation
+from samunet.core.geometry import ANATOMICAL_AXES
 from samunet.core.labels import LabelSpec
 
 PLAN_VERSION = 2
@@ -44,103 +51,6 @@ WeightsKind = Literal["sam", "medsam", "mobile_sam", "ssl", "none"]
 DeviceClass = Literal["gpu", "cpu"]
 AttentionKind = Literal["upstream", "folded_global", "folded"]
 Precision = Literal["fp32", "bf16", "fp16"]
-Scheme = Literal["zscore", "ct", "rgb_to_01", "rescale_to_01", "window_to_01", "percentiles_to_01", "none"]
-
-
-class Frame(Schema):
-    """The axes in which all cases are processed: slices first, then the two in-plane axes.
-
-    Args:
-        slice_axis: The file axis (0 Z, 1 Y, 2 X) across which slices are stacked.
-        orientation: Majority orientation codes of the training cases per file axis (Z, Y, X).
-        spacing: Median spacing of the cases of that orientation, per file axis, in mm.
-    """
-
-    slice_axis: Literal[0, 1, 2]
-    orientation: tuple[str, str, str]
-    spacing: SpacingTriple
-
-    def operation_for(self, geometry: Geometry) -> AxisOperation:
-        """The exact, invertible axis operation from a case's file axes to (slice, row, column)."""
-        return canonical_operation(
-            geometry,
-            reference_codes=self.orientation,
-            reference_spacing=self.spacing,
-            slice_axis=self.slice_axis,
-        )
-
-
-class ChannelNormalization(Schema):
-    """How one channel is normalized (nnU-Net's schemes).
-
-    Args:
-        scheme: nnU-Net's scheme, chosen by channel name.
-        use_nonzero_mask: Restrict mean and standard deviation to nonzero voxels, and leave the rest at zero.
-        mean: Foreground mean of the dataset (scheme "ct").
-        std: Foreground standard deviation of the dataset (scheme "ct").
-        lower: Clip below (scheme "ct": percentile 0.5 of the foreground; "window_to_01": lower end of the window).
-        upper: Clip above (scheme "ct": percentile 99.5 of the foreground; "window_to_01": upper end).
-    """
-
-    scheme: Scheme
-    use_nonzero_mask: bool = False
-    mean: float = 0.0
-    std: float = 1.0
-    lower: float = 0.0
-    upper: float = 0.0
-
-
-class IntensityMap(Schema):
-    """The one map from stored intensities to what the encoder sees.
-
-    Stored values are clipped to [lower, upper] and scaled to [0, 1]; "sam_pixels" goes on to [0, 255] and SAM's pixel
-    statistics. "identity" changes nothing; it and "unit_per_slice" have no bounds.
-
-    Args:
-        kind: "identity" for random weights, "sam_pixels" for SAM's pixel statistics, "unit" for [0, 1],
-            "unit_per_slice" for [0, 1] with each slice's own extremes after the clip (MedSAM).
-        lower: Per image channel; neighbouring slices share their channel's.
-        upper: Per image channel.
-    """
-
-    kind: Literal["identity", "sam_pixels", "unit", "unit_per_slice"]
-    lower: tuple[float, ...] = ()
-    upper: tuple[float, ...] = ()
-
-    @model_validator(mode="after")
-    def _bounded(self) -> IntensityMap:
-        unbounded = self.kind in ("identity", "unit_per_slice")
-        if len(self.lower) != len(self.upper) or unbounded == bool(self.lower):
-            raise ValueError(f"{self.kind} needs {'no bounds' if unbounded else 'lower and upper bounds'}")
-        return self
-
-
-class LossWeights(Schema):
-    """Weights of the loss's parts.
-
-    Args:
-        cross_entropy: Of cross-entropy (binary for regions and prompted masks).
-        dice: Of 1 - soft Dice.
-        estimated_iou: Of the squared error of the IoU that SAM's mask decoder estimates for its masks, where it works
-            without prompts; it trains the head that estimates, and nothing else. (With prompts it always counts once,
-            and trains all that leads to it.)
-    """
-
-    cross_entropy: float = Field(default=1.0, ge=0)
-    dice: float = Field(default=1.0, ge=0)
-    estimated_iou: float = Field(default=0.0, ge=0)
-
-
-class Decay(Schema):
-    """How the learning rate falls over a run, after the warm-up.
-
-    Args:
-        kind: (1 - progress) ** power, half a cosine, or not at all.
-        power: Of the polynomial.
-    """
-
-    kind: Literal["polynomial", "cosine", "constant"] = "polynomial"
-    power: float = Field(default=0.9, gt=0)
 
 
 class Recipe(Schema):
@@ -249,22 +159,6 @@ class Configuration(Schema):
         return []
 
 
-class Budget(Schema):
-    """What the plan was made for.
-
-    Args:
-        gpu_memory_gib: Memory of the GPU planned for.
-        cpu_memory_gib: Memory planned for on a CPU.
-        cpu_minutes: Training minutes planned for on a CPU.
-        reason: Where these figures come from.
-    """
-
-    gpu_memory_gib: float
-    cpu_memory_gib: float
-    cpu_minutes: float
-    reason: str = ""
-
-
 class Plan(Schema):
     """Everything samunet decided about a dataset.
 
@@ -296,7 +190,7 @@ class Plan(Schema):
     labels: dict[str, int | list[int]]
     regions_class_order: tuple[int, ...] | None = None
     frame: Decided[Frame]
-    target_spacing: Decided[SpacingTriple]
+    target_spacing: Decided[PositiveTriple]
     normalization: Decided[tuple[ChannelNormalization, ...]]
     mirror_axes: Decided[tuple[str, ...]]
     configurations: dict[str, Configuration]
@@ -313,7 +207,19 @@ class Plan(Schema):
         unknown = set(self.mirror_axes.value) - set(ANATOMICAL_AXES)
         if unknown:
             raise ValueError(f"unknown mirror axes {sorted(unknown)}, expected some of {ANATOMICAL_AXES}")
+        if faults := self._normalization_faults():
+            raise ValueError("; ".join(faults))
         return self
+
+    def _normalization_faults(self) -> list[str]:
+        own = {f"configurations.{name}.": chosen.normalization for name, chosen in self.configurations.items()}
+        known = {"": self.normalization, **own}
+        return [
+            f"{place}normalization: expected one entry for each of {len(self.channel_names)} channels "
+            f"({', '.join(self.channel_names)}), found {len(decided.value)}"
+            for place, decided in known.items()
+            if decided is not None and len(decided.value) != len(self.channel_names)
+        ]
 
     @property
     def label_spec(self) -> LabelSpec:

@@ -59,16 +59,18 @@ class ViewAgreement:
 
     def close(self) -> None:
         """The batch is complete: compare the masks of all pairs of its views."""
-        squares = [_sum(votes.float() ** 2) for votes in self._votes]
+        squares = [_sum(votes.square()) for votes in self._votes]
         sizes = [_sum(votes) for votes in self._votes]
         for square, size, views in zip(squares, sizes, self._views, strict=True):
             if views > 1:
                 self._within += (square - size) / (views * (views - 1))
                 self._within_size += size / views
         if len(self._votes) > 1:
-            together = torch.stack(self._votes).sum(0)
+            together = self._votes[0].clone()
+            for votes in self._votes[1:]:
+                together += votes
             pairs = sum(self._views) ** 2 - sum(views**2 for views in self._views)
-            self._across += (_sum(together.float() ** 2) - torch.stack(squares).sum(0)) / pairs
+            self._across += (_sum(together.square_()) - torch.stack(squares).sum(0)) / pairs
             self._across_size += torch.stack(sizes).sum(0) / sum(self._views)
         self._votes, self._views = [], []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,17 @@ from samunet.artifacts.prompts import Prompt
 from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import DataError, UsageError
 from samunet.core.geometry import Geometry
+from samunet.core.log import Reporter, SilentReporter
 from samunet.core.volume import Volume
 from samunet.inference.agreement import ViewAgreement
 from samunet.inference.loading import Member, choose_folds, load_members
 from samunet.inference.prompt_geometry import place_prompts
 from samunet.inference.prompted import UNPROMPTED, PromptedOptions, PromptedPredictor
 from samunet.inference.restore import Allocate, Restored, SliceLogits, restore
+from samunet.inference.room import Room
 from samunet.inference.signs import MaskSums
 from samunet.inference.sliding import SlidingOptions, SlidingPredictor
-from samunet.inference.tta import mirror_axes
+from samunet.inference.tta import mirror_axes, mirror_combinations
 from samunet.models.device import resolve_device, usable_precision
 from samunet.preprocessing.pipeline import PreprocessedCase, preprocess_case
 
@@ -36,7 +39,9 @@ class Predictor:
         members: Models trained with the same configuration and input, in eval mode.
         device: Where they are.
         mirror: Average over the mirrored views that the plan allows.
-        batch_size: Slices per forward; twice the training batch by default.
+        batch_size: Most slices per forward; twice the training batch by default. Fewer are taken where these are not
+            predicted to fit the device, and half as many from where its memory ran out.
+        reporter: Told where memory ran out.
 
     Example:
         >>> predictor = Predictor.from_folder(Path("results/Dataset004_Hippocampus/2d__auto__none"))
@@ -44,7 +49,13 @@ class Predictor:
     """
 
     def __init__(
-        self, members: Sequence[Member], *, device: str, mirror: bool = True, batch_size: int | None = None
+        self,
+        members: Sequence[Member],
+        *,
+        device: str,
+        mirror: bool = True,
+        batch_size: int | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         self._models = [member.model for member in members]
         self._manifests = [member.manifest for member in members]
@@ -54,7 +65,16 @@ class Predictor:
         self.folds = [member.manifest.fold for member in members]
         self.fingerprint = members[0].fingerprint
         self._device, self._mirror = device, mirror
-        self._batch_size = batch_size or 2 * self.recipe.batch_size
+        self._precision = usable_precision(self.recipe, device)
+        self._room = Room(
+            self.recipe,
+            num_tokens=self.plan.label_spec.num_tokens,
+            models=len(members),
+            device=device,
+            precision=self._precision,
+            most=batch_size,
+            reporter=reporter or SilentReporter(),
+        )
 
     @classmethod
     def from_folder(
@@ -65,6 +85,7 @@ class Predictor:
         checkpoint: str = "final",
         device: str = "auto",
         mirror: bool = True,
+        reporter: Reporter | None = None,
     ) -> Predictor:
         """Load whichever folds are finished.
 
@@ -74,11 +95,12 @@ class Predictor:
             checkpoint: "final" or "best".
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             mirror: Average over mirrored views.
+            reporter: Told where memory ran out.
         """
         place = resolve_device(device)
         chosen = choose_folds(model_folder, folds, checkpoint)
         members = load_members(model_folder, chosen, checkpoint=checkpoint, device=place)
-        return cls(members, device=place, mirror=mirror)
+        return cls(members, device=place, mirror=mirror, reporter=reporter)
 
     def rest(self) -> None:
         """Take the models off a GPU, so that others find room there, until :meth:`wake`."""
@@ -89,6 +111,11 @@ class Predictor:
         """Put the models back where they predict."""
         for model in self._models:
             model.to(self._device)
+
+    @property
+    def batch_size(self) -> int:
+        """Most slices per forward, as far as memory allowed it until now."""
+        return self._room.most
 
     @property
     def identities(self) -> dict[str, str]:
@@ -127,17 +154,41 @@ class Predictor:
         """
         self.check_prompts(given=False)
         axes = mirror_axes(self.plan.mirror_axes.value, record.anatomical_axes) if self._mirror else ()
-        options = SlidingOptions(
-            context=self.configuration.context_slices.value,
-            tile_overlap=self.configuration.tile_overlap.value,
-            mirror_axes=axes,
-            batch_size=self._batch_size,
-            device=self._device,
-            precision=usable_precision(self.recipe, self._device),
-            slab_depth=self.recipe.slab_depth,
-            depth_overlap=self.configuration.depth_overlap.value,
-            mirror_views=self.recipe.mirror_views,
+        views = self.recipe.mirror_views
+
+        def segment(slices: int) -> Restored:
+            options = SlidingOptions(
+                context=self.configuration.context_slices.value,
+                tile_overlap=self.configuration.tile_overlap.value,
+                mirror_axes=axes,
+                batch_size=slices,
+                device=self._device,
+                precision=self._precision,
+                slab_depth=self.recipe.slab_depth,
+                depth_overlap=self.configuration.depth_overlap.value,
+                mirror_views=views,
+            )
+            return self._slide(
+                data, record, options, with_probabilities=with_probabilities, allocate=allocate, with_signs=with_signs
+            )
+
+        return self._room.predict(
+            segment,
+            case=record.name,
+            views=len(mirror_combinations(axes, views)),
+            plane_vox=_plane_vox(record),
         )
+
+    def _slide(
+        self,
+        data: NDArray[np.float32],
+        record: CaseRecord,
+        options: SlidingOptions,
+        *,
+        with_probabilities: bool,
+        allocate: Allocate | None,
+        with_signs: bool,
+    ) -> Restored:
         labels = self.plan.label_spec
         views, sums = (ViewAgreement(labels), MaskSums(labels)) if with_signs else (None, None)
         logits = self._finite(SlidingPredictor(self._models, self.recipe, options, views=views).slices(data), record)
@@ -199,30 +250,37 @@ class Predictor:
         self.check_prompts(given=True)
         labels = self.plan.label_spec
         objects = place_prompts(prompts, geometry=geometry, record=case.record, labels=labels)
-        options = PromptedOptions(
-            context=self.configuration.context_slices.value,
-            batch_size=self._batch_size,
-            device=self._device,
-            precision=usable_precision(self.recipe, self._device),
-            propagate=propagate,
-        )
-        logits = PromptedPredictor(self._models, self.recipe, options).slices(case.data, objects, labels)
-        logits = self._finite(logits, case.record)
-        sums = MaskSums(labels) if with_signs else None
-        return restore(
-            logits, case.record, labels, with_probabilities=with_probabilities, sums=sums, absent=UNPROMPTED
-        )
+
+        def segment(slices: int) -> Restored:
+            options = PromptedOptions(
+                context=self.configuration.context_slices.value,
+                batch_size=slices,
+                device=self._device,
+                precision=self._precision,
+                propagate=propagate,
+            )
+            logits = PromptedPredictor(self._models, self.recipe, options).slices(case.data, objects, labels)
+            return restore(
+                self._finite(logits, case.record),
+                case.record,
+                labels,
+                with_probabilities=with_probabilities,
+                sums=MaskSums(labels) if with_signs else None,
+                absent=UNPROMPTED,
+            )
+
+        return self._room.predict(segment, case=case.record.name, plane_vox=_plane_vox(case.record))
 
     def _finite(self, logits: Iterable[SliceLogits], record: CaseRecord) -> Iterator[SliceLogits]:
         """The logits of every slice; NaN, of which the largest is taken for a structure, is an error of the case."""
         for index, maps in logits:
             if not torch.isfinite(maps).all():
-                precision = usable_precision(self.recipe, self._device)
                 raise DataError(
                     "the network's output is not finite",
                     case=record.name,
                     expected="finite logits",
-                    found=f"NaN or infinity in slice {index} of the preprocessed image, in {precision} on {self._device}",
+                    found=f"NaN or infinity in slice {index} of the preprocessed image, in {self._precision} on "
+                    f"{self._device}",
                     todo="predict with --device cpu, in full precision; if it says the same, train the model again",
                 )
             yield index, maps
@@ -283,3 +341,8 @@ class Predictor:
         data = data[np.newaxis] if data.ndim == 3 else data
         geometry = Geometry.from_spacing(data.shape[1:], spacing, directions=directions)
         return self.predict(Volume(data, geometry), with_probabilities=with_probabilities)
+
+
+def _plane_vox(record: CaseRecord) -> int:
+    """Voxels of a slice of a case, in the store or where it is restored, whichever are more."""
+    return max(math.prod(shape[1:]) for shape in (record.store_shape, record.crop_shape))

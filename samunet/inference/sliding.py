@@ -127,6 +127,8 @@ class SlidingPredictor:
                     if index not in unfinished:
                         unfinished[index] = _SliceSum(maps, shape)
                     unfinished[index].add(maps, weight, tile.start)
+                # Else the last tile would keep its whole batch's maps until the next one is computed.
+                del logits, maps
             for index in range(first, following):
                 yield index, unfinished.pop(index).mean()
 
@@ -137,8 +139,8 @@ class SlidingPredictor:
             chunk = tiles[start : start + size]
             image = np.concatenate([self._cut(data, tile, depth) for tile in chunk])
             valid = np.concatenate([self._inside(data.shape[2:], tile, depth) for tile in chunk])
-            averaged = self._average(torch.from_numpy(image).to(device), torch.from_numpy(valid).to(device), depth)
-            yield from zip(chunk, averaged.reshape(len(chunk), depth, *averaged.shape[1:]).unbind(), strict=True)
+            batch = torch.from_numpy(image).to(device), torch.from_numpy(valid).to(device)
+            yield from zip(chunk, self._average(*batch, depth).tensor_split(len(chunk)), strict=True)
 
     def _cut(self, data: NDArray[np.float32], tile: _Tile, depth: int) -> NDArray[np.float32]:
         """The input channels of a tile's slices: (D, C, V, V)."""
@@ -156,22 +158,29 @@ class SlidingPredictor:
     def _average(self, image: Tensor, valid: Tensor, depth: int) -> Tensor:
         """Mean logits (B, T, V, V) over mirrored views and models; the slices of a slab one after another."""
         total: Tensor | None = None
-        slabs = {} if depth == 1 else {"depth": depth}
         for axes in self._views:
             dims = [axis - 2 for axis in axes]
             encoded = to_encoder(image.flip(dims), valid.flip(dims), self._recipe)
-            for index, model in enumerate(self._models):
-                estimates = self._agreement is not None and getattr(model, "estimates_iou", False)
-                with autocast(self._options.device, self._options.precision):
-                    logits, iou = model.estimated(encoded, **slabs) if estimates else (model(encoded, **slabs), None)  # type: ignore[operator]
-                mapped = to_store(logits, self._recipe).flip(dims)
-                total = mapped if total is None else total + mapped
-                if self._agreement is not None:
-                    self._agreement.add(index, mapped, valid, iou)
+            for index in range(len(self._models)):
+                maps = self._maps(index, encoded, depth, dims, valid)
+                total = maps if total is None else total.add_(maps)
+                del maps
         assert total is not None
         if self._agreement is not None:
             self._agreement.close()
-        return total / (len(self._views) * len(self._models))
+        return total.div_(len(self._views) * len(self._models))
+
+    def _maps(self, index: int, encoded: Tensor, depth: int, dims: list[int], valid: Tensor) -> Tensor:
+        """Logits (B, T, V, V) of a model, mirrored back; a copy of its own."""
+        model, slabs = self._models[index], {} if depth == 1 else {"depth": depth}
+        estimates = self._agreement is not None and getattr(model, "estimates_iou", False)
+        with autocast(self._options.device, self._options.precision):
+            logits, iou = model.estimated(encoded, **slabs) if estimates else (model(encoded, **slabs), None)  # type: ignore[operator]
+        maps: Tensor = to_store(logits, self._recipe).flip(dims)
+        del logits
+        if self._agreement is not None:
+            self._agreement.add(index, maps, valid, iou)
+        return maps
 
 
 class _SliceSum:

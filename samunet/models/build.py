@@ -14,6 +14,7 @@ from samunet.artifacts.plan import ResolvedRecipe
 from samunet.core.errors import ConfigError
 from samunet.models.channels import build_channel_input
 from samunet.models.decoders.adapters import inject_decoder
+from samunet.models.decoders.side_path import SidePath
 from samunet.models.fusion import FusionUNet
 from samunet.models.loading import LoadReport, load_weights
 from samunet.models.peft.inject import inject_adapters, inject_depth
@@ -123,7 +124,7 @@ def _assemble(
             image_size=recipe.input_size,
             num_tokens=STOCK_TOKENS if method.promptable else num_tokens,
             upsampler=method.decoder.upsampler,
-            path=(method.decoder.path_width, method.decoder.path_convolutions),
+            path=SidePath.of(method.decoder),
             initialise=initialise,
         )
         report = LoadReport(NONE) if weights is None else load_weights(network, weights, keep_heads=method.promptable)

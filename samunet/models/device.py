@@ -1,4 +1,4 @@
-"""Which device a run uses, and how a model is laid out on it."""
+"""Which device a run uses, how a model is laid out on it, and what it says of its memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from samunet.artifacts.plan import DeviceClass, ResolvedRecipe
 
 Model = TypeVar("Model", bound="nn.Module")
+
+_ALLOCATOR = "DefaultCPUAllocator: "
+# What allocators and libraries say that raise no torch.OutOfMemoryError.
+_REFUSALS = (
+    f"{_ALLOCATOR}can't allocate memory",
+    f"{_ALLOCATOR}not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def resolve_device(name: str) -> str:
@@ -57,15 +68,40 @@ def place(model: Model, device: str) -> Model:
     return model
 
 
-def release(device: str) -> None:
-    """Give back the memory of what is no longer held."""
+def free_bytes(device: str) -> int:
+    """Memory of a GPU that tensors may still take: what nobody holds, and what torch holds without using it.
+
+    Args:
+        device: "cuda", "cuda:N" or "mps".
+    """
+    import torch
+
+    if device == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
+
+
+def release_memory() -> None:
+    """Give back what is no longer held: graphs in reference cycles, blocks that the GPU's allocator keeps."""
     import gc
 
     import torch
 
     gc.collect()
-    if device.startswith("cuda"):
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def device_class(device: str) -> DeviceClass:

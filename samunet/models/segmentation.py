@@ -100,6 +100,11 @@ class SegmentationModel(nn.Module):
         with self._beside(images):
             return self.decode_estimated(embeddings)
 
+    def take_coarse(self) -> tuple[Tensor, ...]:
+        """Logits at strides 2 and 4 of the last pass in train mode, given away; none without deep supervision."""
+        upsampler = self.network.mask_decoder.output_upscaling
+        return upsampler.take_coarse() if isinstance(upsampler, SidePathUpsampler) else ()
+
     def decode_estimated(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """One map per class of embeddings, without a prompt, and the estimated IoU (B, T) of each."""
         return estimate_all_tokens(self.network.prompt_encoder, self.network.mask_decoder, embeddings)

@@ -26,7 +26,7 @@ from samunet.imageio import read_labels, read_volume, write_labels
 from samunet.imageio.formats import ending_of
 from samunet.inference.ensemble import check_same_task, mean_labels, on_disk
 from samunet.inference.predictor import Predictor
-from samunet.models.device import release
+from samunet.models.device import release_memory
 from samunet.pipeline.candidates import Comparison, TrainedModel
 
 MOST_CASES = 8
@@ -54,10 +54,11 @@ class _OneModel:
     Args:
         mirror: Whether mirrored views are averaged.
         device: Where to.
+        reporter: Told where memory runs out.
     """
 
-    def __init__(self, *, mirror: bool, device: str) -> None:
-        self._mirror, self._device = mirror, device
+    def __init__(self, *, mirror: bool, device: str, reporter: Reporter) -> None:
+        self._mirror, self._device, self._reporter = mirror, device, reporter
         self._what: tuple[Path, str] | None = None
         self._predictor: Predictor | None = None
 
@@ -66,9 +67,9 @@ class _OneModel:
         if self._predictor is None or self._what != (model.folder, fold):
             if self._predictor is not None:
                 self._predictor = None
-                release(self._device)
+                release_memory()
             self._predictor = Predictor.from_folder(
-                model.folder, folds=[fold], device=self._device, mirror=self._mirror
+                model.folder, folds=[fold], device=self._device, mirror=self._mirror, reporter=self._reporter
             )
             self._what = (model.folder, fold)
         return self._predictor
@@ -109,7 +110,7 @@ def score_cases(
     if scores:
         reporter.info(f"{len(scores)} of {len(cases)} cases were compared before and are kept")
     folder.mkdir(parents=True, exist_ok=True)
-    models = _OneModel(mirror=comparison.mirror, device=device)
+    models = _OneModel(mirror=comparison.mirror, device=device, reporter=reporter)
     for folds, group in sorted(waiting.items()):
         spec = _check_same_task(comparison, folds)
         rest, what = deque(group), f"comparing on fold {', '.join(sorted(set(folds)))}"

@@ -90,7 +90,7 @@ def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionRepo
     if request.input.resolve() == request.output.resolve():
         raise UsageError("input and output are the same folder", file=request.input, todo="give another -o")
     prompts = None if request.prompts is None else load_prompts(request.prompts)
-    predictor = _load(request)
+    predictor = _load(request, reporter)
     predictor.check_prompts(given=prompts is not None)
     reporter.info(f"model {request.model}, fold {', '.join(predictor.folds)}")
     plan = predictor.plan
@@ -187,7 +187,7 @@ def _save(run: PredictionReport, results: Sequence[CasePrediction], output: Path
     return report
 
 
-def _load(request: PredictionRequest) -> Predictor | EnsemblePredictor:
+def _load(request: PredictionRequest, reporter: Reporter) -> Predictor | EnsemblePredictor:
     """The models asked for: the average of one folder's folds, or of several folders."""
     folders = (request.model_folder, *request.others)
     members = []
@@ -199,6 +199,7 @@ def _load(request: PredictionRequest) -> Predictor | EnsemblePredictor:
                 checkpoint=request.checkpoint,
                 device=request.device,
                 mirror=request.mirror,
+                reporter=reporter,
             )
         )
         if len(folders) > 1:

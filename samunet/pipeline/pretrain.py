@@ -29,6 +29,7 @@ from samunet.pipeline.pretrained import seen_before
 from samunet.pipeline.provenance import describe
 from samunet.pipeline.train import DEFAULT_SEED
 from samunet.planners import peft
+from samunet.planners.batches import split_batch
 from samunet.planners.hardware import cpu_memory
 from samunet.planners.pretraining import KIND
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, load_identity, resume
@@ -219,8 +220,7 @@ def _with_overrides(recipe: ResolvedRecipe, request: PretrainingRequest, device:
     }
     changes |= {name: value for name, value in given.items() if value is not None}
     if request.batch_size is not None:
-        part = -(-recipe.batch_size // recipe.accumulation_steps)
-        changes["accumulation_steps"] = max(1, -(-request.batch_size // part))
+        changes["accumulation_steps"] = split_batch(recipe, request.batch_size, is_fixed=True)[1]
     if request.iterations is not None and request.minutes is None:
         changes["minutes"] = None
     return _with_length(replace(recipe, **changes), request)

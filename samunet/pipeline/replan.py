@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from samunet.artifacts.dataset import DatasetDescription
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.plan import Budget, Decided, Plan, load_plan, save_plan
-from samunet.artifacts.plan_document import read_record, record_file
+from samunet.artifacts.plan_document import BY_HAND, read_record, record_file
 from samunet.artifacts.probe import Probes
 from samunet.core.errors import ConfigError
 from samunet.core.files import read_json
@@ -46,7 +46,7 @@ def plan_again(
     """
     existing = _read(file, fingerprint, description, probes)
     belongs = _belongs(existing, fingerprint, description, probes)
-    budget = _budget(existing.budget, hardware)
+    budget = _budget(existing.budget, _edited_figures(file, existing.budget), hardware)
     plan = make_plan(fingerprint, description, budget, probes=probes, edits=edits_of(existing))
     if belongs:
         plan = plan.model_copy(update={"left_out": existing.left_out})
@@ -88,16 +88,32 @@ def _has_record(file: Path) -> bool:
     return read_record(file, read_json(file)) is not None
 
 
-def _budget(existing: Budget, hardware: Mapping[str, float | None]) -> Budget:
-    """The budget with what is given now, and with what is found now where it was only assumed."""
+def _edited_figures(file: Path, existing: Budget) -> set[str]:
+    """Which figures of the budget on disk were edited and still have the reason of the former ones."""
     parts = {name: _part(existing, words) for name, words in _BUDGET_WORDS.items()}
-    # another figure than the one that is always assumed was edited
+    # only one figure is ever assumed
+    edited = {n for n, part in parts.items() if "assumed" in part and getattr(existing, n) != ASSUMED_GPU_GIB}
+    written = (read_record(file, read_json(file)) or {}).get("budget", {})
+    if written.get("reason") == existing.reason:
+        edited |= {name for name in _BUDGET_WORDS if written.get(name) != getattr(existing, name)}
+    return edited
+
+
+def _budget(existing: Budget, edited: Collection[str], hardware: Mapping[str, float | None]) -> Budget:
+    """The budget with what is given now, and with what is found now where it was only assumed.
+
+    Args:
+        existing: On disk.
+        edited: Figures of it that are no longer those that its reason is about.
+        hardware: What is given now, by figure.
+    """
+    parts = {n: f"{words} {BY_HAND}" if n in edited else _part(existing, words) for n, words in _BUDGET_WORDS.items()}
     assumed = {n for n, part in parts.items() if "assumed" in part and getattr(existing, n) == ASSUMED_GPU_GIB}
     given = {name for name, value in hardware.items() if value is not None}
     unsettled = assumed | {name for name in given if hardware[name] != getattr(existing, name)}
-    if not unsettled:
+    if not unsettled and not edited:
         return existing
-    found = detect_budget(**hardware)
+    found = detect_budget(**hardware) if unsettled else existing
     # what is given, even if it is the assumed value, is no assumption any more
     changed = {name: getattr(found, name) for name in unsettled}
     parts |= {name: _part(found, _BUDGET_WORDS[name]) for name in changed}

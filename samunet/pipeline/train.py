@@ -181,7 +181,7 @@ def _train(
     clock = identity.clock or "wall"
     num_workers = loader_workers(request.num_workers, clock, device)
     settings = RunSettings(recipe, device, identity.seed, recipe.minutes, identity.patience, CLOCKS[clock])
-    events = _events(identity, inputs, folder, device)
+    events = _events(identity, inputs, folder, device, reporter)
     model = place(built.model, device)
     samples = _samples(identity, inputs, model, device, inputs.store.parent, reporter)
     trainer = Trainer(
@@ -210,7 +210,7 @@ def _train(
     )
 
 
-def _events(identity: RunIdentity, inputs: RunInputs, folder: Path, device: str) -> FoldEvents:
+def _events(identity: RunIdentity, inputs: RunInputs, folder: Path, device: str, reporter: Reporter) -> FoldEvents:
     return FoldEvents(
         folder,
         identity,
@@ -218,6 +218,7 @@ def _events(identity: RunIdentity, inputs: RunInputs, folder: Path, device: str)
         monitor=inputs.raw(inputs.cases.monitor),
         validation=inputs.raw(inputs.cases.validation[:MAX_PLOTTED_CASES]),
         device=device,
+        reporter=reporter,
     )
 
 
@@ -320,7 +321,12 @@ def _validate(
         write_calibration(folder, inputs.store, trained, channels, reporter=reporter)
         return None, None
     predictor = Predictor.from_folder(
-        folder.parent, folds=[request.fold], checkpoint="final", device=device, mirror=request.mirror
+        folder.parent,
+        folds=[request.fold],
+        checkpoint="final",
+        device=device,
+        mirror=request.mirror,
+        reporter=reporter,
     )
     cases = inputs.raw(inputs.cases.validation)
     oracle = oracle_settings(predictor.plan, predictor.recipe, seed=DEFAULT_SEED)

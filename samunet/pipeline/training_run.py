@@ -23,6 +23,7 @@ from samunet.pipeline.methods import chosen_kind, default_configuration, method_
 from samunet.pipeline.pretrained import labels_read
 from samunet.pipeline.stores import check_planned_around, open_store
 from samunet.pipeline.subsets import check_subset, choose_subset, recipe_for_subset, subset_tag
+from samunet.planners.batches import split_batch
 from samunet.planners.presets import AUTO as AUTO_PRESET
 from samunet.training.checkpointing import RunIdentity, checkpoint_file
 
@@ -290,8 +291,7 @@ def resolve(
                 expected=f"a multiple of {depth}",
                 found=str(request.batch_size),
             )
-        part = -(-recipe.batch_size // depth // recipe.accumulation_steps)
-        changes["accumulation_steps"] = max(1, -(-request.batch_size // depth // part))
+        changes["accumulation_steps"] = split_batch(recipe, request.batch_size, is_fixed=True)[1]
     if request.iterations is not None and request.minutes is None:
         changes["minutes"] = None
     return with_length(replace(recipe, **changes), request)

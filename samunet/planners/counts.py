@@ -5,13 +5,13 @@ Legend: D token width, r rank, h bottleneck width, L blocks, T mask tokens.
 
 from __future__ import annotations
 
-from samunet.artifacts.method import Bottleneck, Fact, HighFrequency, Lora, Method, PeftLibrary
+from samunet.artifacts.method import Bottleneck, DecoderMethod, Fact, HighFrequency, Lora, Method, PeftLibrary
 from samunet.artifacts.model_spec import PROMPT_DIM, SAM_UPSAMPLED, TOKEN_SIZE, SamSpec
 
 _TRANSFORMER = 3_291_264
 _UPSCALER = 73_952
 _PROGRESSIVE_UPSCALER = 76_632
-_PROGRESSIVE_CHANNELS = 8
+PROGRESSIVE_CHANNELS = 8
 _TOKEN = 256
 _HYPERNETWORK = 131_584
 _HYPERNETWORK_PER_CHANNEL = 257
@@ -66,11 +66,11 @@ def bottleneck_parameters(dim: int, ratio: float) -> int:
 def decoder_parameters(method: Method, num_tokens: int) -> int:
     """Parameters of the decoder that train, as this project counts: those that some output depends on."""
     decoder = method.decoder
-    channels = {"sam": SAM_UPSAMPLED[0], "progressive": _PROGRESSIVE_CHANNELS, "side_path": decoder.path_width}
+    channels = {"sam": SAM_UPSAMPLED[0], "progressive": PROGRESSIVE_CHANNELS, "side_path": decoder.path_width}
     upsampler = {
         "sam": _UPSCALER,
         "progressive": _PROGRESSIVE_UPSCALER,
-        "side_path": _UPSCALER + _side_path(decoder.path_width, decoder.path_convolutions),
+        "side_path": _UPSCALER + _side_path(decoder, num_tokens),
     }[decoder.upsampler]
     hypernetwork = _HYPERNETWORK + _HYPERNETWORK_PER_CHANNEL * channels[decoder.upsampler]
     heads = num_tokens * (hypernetwork + _TOKEN) + _TOKEN + upsampler
@@ -87,8 +87,9 @@ def decoder_parameters(method: Method, num_tokens: int) -> int:
     }[decoder.train]
 
 
-def _side_path(width: int, convolutions: int) -> int:
-    """The path of the image, what joins it, and the two doublings that SAM does not have."""
+def _side_path(decoder: DecoderMethod, num_tokens: int) -> int:
+    """The path of the image, what joins it, the two doublings that SAM does not have, and what makes coarse maps."""
+    width, convolutions = decoder.path_width, decoder.path_convolutions
     widths = [width, 2 * width, *SAM_UPSAMPLED]
 
     def stage(before: int, after: int) -> int:
@@ -96,7 +97,8 @@ def _side_path(width: int, convolutions: int) -> int:
 
     path = sum(stage(before, after) for before, after in zip([3, *widths], widths, strict=False))
     joins = sum(stage(2 * channels, channels) for channels in widths)
-    return path + joins + sum(4 * widths[i + 1] * widths[i] + widths[i] for i in (0, 1))
+    coarse = num_tokens * sum(widths[i] + 1 for i in (1, 2)) if decoder.deep_supervision else 0
+    return path + joins + coarse + sum(4 * widths[i + 1] * widths[i] + widths[i] for i in (0, 1))
 
 
 def _decoder_adapters(method: Method) -> int:

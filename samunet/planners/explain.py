@@ -212,6 +212,7 @@ def _lacking(plan: Plan, recipe: Recipe, device: str) -> Iterator[str]:
         recipe.input_size.value,
         plan.label_spec.num_tokens,
         batch=recipe.batch_size.value,
+        tile_vox=recipe.tile_vox.value,
         minutes=minutes,
     )
     if steps < LEAST_CPU_STEPS:

@@ -6,7 +6,6 @@ What was changed by hand in the plan stays too, but for a batch that is too larg
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,8 +16,8 @@ from samunet.artifacts.plan import Plan, ResolvedRecipe
 from samunet.core.errors import ConfigError
 from samunet.core.geometry import Triple
 from samunet.planners import peft, rules, schedule, sizes
+from samunet.planners.batches import least_batch, split_batch
 from samunet.planners.planner import facts_of_plan
-from samunet.planners.recipes import least_batch
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,17 @@ def subset_recipe(
         iterations = max(1, round(part.num_foreground_slices / recipe.batch_size))
         reason = f"a pass over {part.num_foreground_slices} labelled slices, as published"
         return replace(recipe, iterations=iterations), {"iterations": reason}
-    batch, batch_reason = subset_batch(recipe, part)
+    wanted, batch_reason = subset_batch(recipe, part)
+    batch, parts = split_batch(recipe, wanted, is_fixed=False)
+    if batch < wanted:
+        batch_reason += f"; {batch} instead of {wanted}, as no part of a step may have too few for batch norm"
     method, rank_reason = (recipe.method, "as asked for") if keep_rank else subset_rank(recipe.method, whole, part)
     rate, rate_reason = _rate(recipe, method, batch)
     fraction, fraction_reason = _fraction(recipe, whole, part)
     changed = replace(
         recipe,
         batch_size=batch,
-        accumulation_steps=_parts(recipe, batch),
+        accumulation_steps=parts,
         method=method,
         learning_rate=rate,
         foreground_fraction=fraction,
@@ -148,13 +150,6 @@ def subset_rank(method: Method, whole: Labelled, part: Labelled) -> tuple[Method
     return method.model_copy(update={"encoder": encoder}), reason
 
 
-def _parts(recipe: ResolvedRecipe, batch: int) -> int:
-    """Parts of a step, each as large as planned."""
-    depth = recipe.slab_depth
-    at_once = math.ceil(recipe.batch_size // depth / recipe.accumulation_steps)
-    return math.ceil(batch // depth / at_once)
-
-
 def _rate(recipe: ResolvedRecipe, method: Method, batch: int) -> tuple[float, str]:
     kind = recipe.weights_kind
     by_rule, _ = peft.learning_rate(recipe.method, weights=kind, batch=recipe.batch_size)  # type: ignore[arg-type]
@@ -187,7 +182,8 @@ def _with_steps(
 
 def _cpu_steps(recipe: ResolvedRecipe, part: Labelled, minutes: float) -> int:
     spec, size, batch = get_spec(recipe.backbone), recipe.input_size, recipe.batch_size
-    return max(1, schedule.cpu_steps(spec, recipe.method, size, part.num_tokens, batch=batch, minutes=minutes))
+    options = {"batch": batch, "tile_vox": recipe.tile_vox, "minutes": minutes}
+    return max(1, schedule.cpu_steps(spec, recipe.method, size, part.num_tokens, **options))  # type: ignore[arg-type]
 
 
 def _of_length(

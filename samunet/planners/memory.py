@@ -1,4 +1,4 @@
-"""Peak memory of a training step: weights and what belongs to them, saved activations, temporaries.
+"""Peak memory of a training step: weights and what belongs to them, saved activations, temporaries; of a prediction.
 
 The peak is the largest of four moments: the end of the forward pass with the loss, the backward pass at the encoder's
 end with all of it still there, the worst of its blocks from there on, and the optimizer's update. What each part keeps
@@ -15,9 +15,17 @@ from dataclasses import replace
 from itertools import pairwise
 
 from samunet.artifacts.method import Method
-from samunet.artifacts.model_spec import MOST_UNET_CHANNELS, PROMPT_DIM, SAM_UPSAMPLED, TOKEN_SIZE, SamSpec
+from samunet.artifacts.model_spec import (
+    DECODER_STRIDE,
+    MOST_UNET_CHANNELS,
+    PROMPT_DIM,
+    SAM_UPSAMPLED,
+    TOKEN_SIZE,
+    SamSpec,
+)
 from samunet.planners.activations import embedding_bytes, encoder_parts, outside_bytes
 from samunet.planners.counts import (
+    PROGRESSIVE_CHANNELS,
     block_dims,
     chosen_blocks,
     decoder_parameters,
@@ -46,11 +54,22 @@ _DECODER_PASSING = (10.0, 12.5)
 # Logits, their logarithm, the reference, softmax and its products with reference and validity; whole numbers as wide as
 # two of these for the classes, the choice and their histogram.
 _LOSS_COPIES, _LOSS_INDICES = 6, 10
+_SUPERVISED_SCALES = 3
 _BATCH_VOXEL_BYTES = 18
 _IMAGE_BYTES = 12
 _UNET_STAGES = 5
 # Per convolution its result and the norm's; on the way up also what was joined.
 _UNET_FINE_UNITS, _UNET_COARSE_UNITS, _UNET_PASSING_UNITS = 10, 5, 4
+# Where nothing is recorded. Mask decoder: bytes per pixel of keys, their projections and the maps of the upsampler.
+_DECODER_ALONE, _PROGRESSIVE_ALONE = 30.0, (76.0, 68.0)
+_PER_TOKEN_ALONE = 0.25
+# Maps at full resolution in the finest stage of a U-Net or side path: features, skip, both joined, convolution, norm,
+# and the coarser skips; numbers per pixel of the mask decoder beside a path and beside masks.
+_FINEST_STAGE_UNITS, _BESIDE_PATH, _BESIDE_MASKS = 6.5, 13.0, 4.0
+# Of a predicted slice beside its tiles: a store slice and its mean, two resampled, what is between, probabilities.
+_PREDICTED_PLANES = 6
+_PREDICTED_VOXEL_BYTES = 16
+_VOTE_BYTES = 2
 
 
 def training_bytes(load: Load) -> int:
@@ -77,6 +96,49 @@ def largest_batch(load: Load, *, budget_gib: float, cap: int) -> int:
     return bisect_right(
         range(1, cap + 1), budget_gib * GIB, key=lambda slices: training_bytes(replace(load, slices=slices))
     )
+
+
+def prediction_bytes(load: Load, *, models: int = 1, views: int = 1, plane_vox: int = 0) -> int:
+    """Peak bytes of the tensors that predicting a volume needs beside the weights.
+
+    Args:
+        load: ``slices`` go through a forward together; nothing is recorded of them.
+        models: Whose maps are averaged.
+        views: Mirrored views of a slice.
+        plane_vox: Voxels of a whole slice, maps of which stand beside those of the forward's tiles.
+    """
+    pixels, grid = load.input_size**2, load.num_tokens * load.tile_vox**2
+    # Of those before: every model's votes, and the sum.
+    held = _IMAGE_BYTES * pixels + _PREDICTED_VOXEL_BYTES * load.tile_vox**2
+    held += _VOTE_BYTES * grid * (models if views > 1 else models - 1) + _WIDE * grid * (models * views > 1)
+    # The first block's input stays until the last one is done.
+    first = _WIDE * load.spec.embed_dim * pixels / TOKEN_SIZE**2 if load.spec.family == "vit" else 0.0
+    encoding = first + max(part.alone for part in encoder_parts(load))
+    decoding = embedding_bytes(load) + _decoder_alone(load)
+    logits = load.num_tokens * pixels / (1 if _is_fine(load.method) else DECODER_STRIDE**2)
+    # On the store's grid: widened where they are narrow and resampled, then mirrored back.
+    mapping = load.width * logits + _WIDE * grid + _WIDE * max(logits * load.is_half, grid)
+    copies = _NARROW * _parameters(load)[1] if load.is_half else 0
+    network = load.slices * max(encoding, decoding) + copies
+    planes = _WIDE * load.num_tokens * plane_vox * (load.slab_depth + _PREDICTED_PLANES)
+    return int(load.slices * held + max(network, load.slices * mapping) + planes)
+
+
+def largest_prediction(load: Load, *, budget_gib: float, cap: int, **seen: int) -> int:
+    """Most slices per forward of a prediction, in whole slabs, that fit the budget; at least one slab.
+
+    Args:
+        load: As for :func:`prediction_bytes`, whatever its slices.
+        budget_gib: Memory that tensors beside the weights may take.
+        cap: Most slices.
+        seen: Further arguments of :func:`prediction_bytes`.
+    """
+    slabs = range(1, cap // load.slab_depth + 1)
+
+    def needed(number: int) -> int:
+        return prediction_bytes(replace(load, slices=number * load.slab_depth), **seen)
+
+    return max(1, bisect_right(slabs, budget_gib * GIB, key=needed)) * load.slab_depth
 
 
 def encoder_parameters(spec: SamSpec, input_size: int) -> int:
@@ -160,7 +222,8 @@ def _encoder_and_decoder(load: Load) -> tuple[float, float]:
     is_unet = load.method.fusion.kind == "unet"
     weights = unet_parameters(load.method) if is_unet else _mask_decoder_parameters(load)
     copies = _NARROW * rounds * weights if load.is_half else 0
-    loss = _WIDE * (_LOSS_COPIES * load.num_tokens + _LOSS_INDICES) * load.tile_vox**2
+    scales = _SUPERVISED_SCALES if load.method.decoder.deep_supervision else 1
+    loss = _WIDE * (_LOSS_COPIES * scales * load.num_tokens + _LOSS_INDICES) * load.tile_vox**2
     decoding = load.slices * (rounds * decoder + loss + passing + embedding_bytes(load)) + copies
     parts = encoder_parts(load)
     if load.method.encoder.train == "frozen":
@@ -242,6 +305,25 @@ def _decoder_bytes(load: Load) -> tuple[float, float]:
         kept += load.width * _side_path_numbers(load.method)
         passing = load.width * _UNET_PASSING_UNITS * decoder.path_width
     return pixels * kept, pixels * passing
+
+
+def _is_fine(method: Method) -> bool:
+    """Whether masks come at the input's own resolution."""
+    return method.fusion.kind == "unet" or method.decoder.upsampler != "sam"
+
+
+def _decoder_alone(load: Load) -> float:
+    """Per slice: what the decoder holds at most where nothing is recorded."""
+    pixels, decoder = load.input_size**2, load.method.decoder
+    if not _is_fine(load.method):
+        return pixels * (_DECODER_ALONE + _PER_TOKEN_ALONE * load.num_tokens)
+    if load.method.fusion.kind == "unet":
+        channels, alone = load.method.fusion.width, load.width * _FINEST_STAGE_UNITS * load.method.fusion.width
+    elif decoder.upsampler == "side_path":
+        channels, alone = decoder.path_width, load.width * (_FINEST_STAGE_UNITS * decoder.path_width + _BESIDE_PATH)
+    else:
+        channels, alone = PROGRESSIVE_CHANNELS, _PROGRESSIVE_ALONE[load.is_half]
+    return pixels * max(alone, load.width * (load.num_tokens + channels + _BESIDE_MASKS))
 
 
 def _side_path_numbers(method: Method) -> float:

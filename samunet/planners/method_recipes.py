@@ -113,7 +113,7 @@ def automatic_recipe(
     method = with_changes(wish.method, changes, rank)
     check_method(method, weights=weights, backbone=backbone, configuration=configuration, slab_depth=slab_depth)
     parts = {name: (getattr(method, name), reason) for name, (_, reason) in wish.parts.items()}
-    intensities = _intensities(plan, configuration, device)
+    intensities = _own_intensities(plan, configuration, weights, device)
     wish = replace(wish, parts=parts, intensity_map=intensities or wish.intensity_map)
     return parse_schema(Recipe, plan_recipe(facts, wish))
 
@@ -204,7 +204,7 @@ def preset_recipe(
     """
     method = with_changes(preset.method, changes or {}, rank)
     slab_depth = plan.configuration(configuration).slab_depth.value
-    _check_intensities(preset, plan, configuration, device)
+    _check_intensities(preset, plan, configuration, weights, device)
     check_method(
         method,
         weights=weights,
@@ -222,7 +222,7 @@ def preset_recipe(
         (backbone or preset.backbone, "given" if backbone else f"as {preset.name} was published"),
         parts,
         slab_depth,
-        intensity_map=_intensities(plan, configuration, device) or as_stored,
+        intensity_map=_own_intensities(plan, configuration, weights, device) or as_stored,
         fixed=_published(preset, facts.num_foreground_slices) if published else None,
     )
     content = plan_recipe(facts, wish)
@@ -283,16 +283,27 @@ def _first_backbone(weights: WeightsKind) -> str:
     return next(name for name, spec in SPECS.items() if weights in spec.pretrained)
 
 
-def _intensities(plan: Plan, configuration: str, device: DeviceClass) -> Reasoned | None:
-    """The configuration's own map where it has its own normalization; else what the weights ask for."""
+def _own_intensities(plan: Plan, configuration: str, weights: WeightsKind, device: DeviceClass) -> Reasoned | None:
+    """The map that comes with a configuration's own normalization, or that the user decided on for these weights there.
+
+    None where the rule decides: by the weights asked for, and by how the configuration's images are stored.
+    """
     chosen = plan.configuration(configuration)
     if chosen.normalization is None:
         return None
-    planned = next(iter(chosen.recipes.values()))[device].intensity_map
-    return planned.value, planned.reason
+    asked = chosen.recipes.get(weights, {}).get(device)
+    if asked is not None and asked.intensity_map.by_user:
+        return asked.intensity_map.value, asked.intensity_map.reason
+    maps = [recipe.intensity_map for devices in chosen.recipes.values() for recipe in devices.values()]
+    for planned in maps:
+        if not planned.by_user and planned.value.kind == "unit_per_slice":
+            return planned.value, planned.reason
+    return None
 
 
-def _check_intensities(preset: Preset, plan: Plan, configuration: str, device: DeviceClass) -> None:
+def _check_intensities(
+    preset: Preset, plan: Plan, configuration: str, weights: WeightsKind, device: DeviceClass
+) -> None:
     """Refuse a configuration with other intensities than those that the preset was made with.
 
     Raises:
@@ -302,7 +313,7 @@ def _check_intensities(preset: Preset, plan: Plan, configuration: str, device: D
         return
 
     def intensities(name: str) -> tuple[Any, ...]:
-        own_map = _intensities(plan, name, device)
+        own_map = _own_intensities(plan, name, weights, device)
         return plan.normalization_of(name), None if own_map is None else own_map[0]
 
     if MEDSAM_CONFIGURATION not in plan.configurations or intensities(configuration) != intensities(

@@ -160,5 +160,5 @@ def learning_rate_from_random() -> tuple[float, str]:
 def weight_decay(method: Method) -> tuple[float, str]:
     """AdamW's weight decay."""
     if method.encoder.train == "full":
-        return 0.05, "the usual value for transformers trained from random weights"
+        return 0.05, "the usual value where a whole transformer trains"
     return 0.1, "SAMed's, on few trained parameters"

@@ -13,12 +13,14 @@ from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
 from samunet.artifacts.plan import Budget, ChannelNormalization, DeviceClass, Frame, Plan, WeightsKind
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import parse_schema
+from samunet.core.errors import ConfigError
 from samunet.core.geometry import AxisOperation, SpacingTriple
 from samunet.planners import augmentation, rules, sizes
 from samunet.planners.edited_recipes import plan_edited_recipe
 from samunet.planners.edits import NO_EDITS, ConfigurationEdits, Edits, Reasoned, Settling, root_of
 from samunet.planners.recipes import Facts, automatic
 
+_CORRECT_OR_DROP = "correct plans.json, or plan without its edits with --overwrite-plan"
 ALONE: Reasoned = (1, "slices are predicted on their own")
 
 
@@ -48,7 +50,9 @@ def make_plan(
         "target_spacing", rules.target_spacing([c.spacing for c in cases], [c.shape_after_crop for c in cases])
     )
     frame = take("frame", rules.frame(fingerprint, spacing))
+    _check_orientation(frame, cases)
     normalization = take("normalization", rules.normalization(fingerprint))
+    _check_channels(normalization, fingerprint)
     mirror = take("mirror_axes", rules.mirror_axes(fingerprint.mirror_pairs))
     given = _Given(fingerprint, description, budget, probes, frame, spacing, normalization, mirror)
     coherence = rules.mean_coherence(given.alike)[frame.slice_axis]
@@ -68,6 +72,33 @@ def make_plan(
         "left_out": fingerprint.left_out,
     }
     return parse_schema(Plan, content | take.content)
+
+
+def _check_orientation(frame: Frame, cases: Sequence[CaseFacts]) -> None:
+    """Refuse a frame whose orientation no case has, as along its axes nothing was measured."""
+    known = sorted({case.codes for case in cases})
+    if frame.orientation not in known:
+        raise ConfigError(
+            "frame: no case has the orientation that was decided on in plans.json",
+            expected=" or ".join("-".join(codes) for codes in known),
+            found="-".join(frame.orientation),
+            todo=_CORRECT_OR_DROP,
+        )
+
+
+def _check_channels(
+    normalization: Sequence[ChannelNormalization], fingerprint: Fingerprint, *, configuration: str | None = None
+) -> None:
+    """Refuse intensities that were decided on for another number of channels."""
+    names = fingerprint.channel_names
+    if len(normalization) != len(names):
+        raise ConfigError(
+            f"{'' if configuration is None else f'{configuration}.'}normalization: the number of entries in plans.json "
+            "is not that of the channels",
+            expected=f"{len(names)}, for {', '.join(names)}",
+            found=str(len(normalization)),
+            todo=_CORRECT_OR_DROP,
+        )
 
 
 @dataclass(frozen=True)
@@ -110,13 +141,8 @@ class _Given:
     def slab_depth(self, spacing: Sequence[float | None]) -> Reasoned:
         """How many slices the slabs of a configuration with this spacing (slice, row, column) have."""
         in_file = per_file_axis(self.frame, spacing, self.spacing)
-        slice_mm = in_file[self.frame.slice_axis]
-        shapes = [
-            rules.canonical_shapes(self.cases, self.frame, _in_plane(self.frame, in_file), slice_mm=distance)
-            for distance in (None, slice_mm)
-        ]
-        fewer = [min(own, new) for own, new in zip(*shapes, strict=True)]
-        return rules.slab_depth(self.alike, self.frame, fewer, slice_mm)
+        shapes = rules.slab_shapes(self.cases, self.frame, in_file)
+        return rules.slab_depth(self.alike, self.frame, shapes, in_file[self.frame.slice_axis])
 
 
 def per_file_axis(frame: Frame, spacing: Sequence[float | None], target: SpacingTriple) -> SpacingTriple:
@@ -252,19 +278,24 @@ def _configuration(given: _Given, name: str, design: _Design, edits: Configurati
         take("normalization", design.normalization)
     elif own is not None:
         take("normalization", (given.normalization, "as the plan's"))
+    if own is not None:
+        _check_channels(own.value, given.fingerprint, configuration=name)
     facts = given.facts_of(spacing, None if own is None else own.value)
     context = take("context_slices", (design.context, "neighbours as channels" if design.context else "single slices"))
     depth = take("slab_depth", given.slab_depth(spacing) if design.in_slabs else ALONE)
     take("channels", rules.encoder_channels(len(given.fingerprint.channel_names), context))
-    take("tile_overlap", (sizes.TILE_OVERLAP, "nnU-Net's half, where slices are tiled at all"))
-    take("depth_overlap", augmentation.depth_overlap(depth))
+    overlap = take("tile_overlap", (sizes.TILE_OVERLAP, "nnU-Net's half, where slices are tiled at all"))
+    facts = replace(facts, tile_overlap=overlap, depth_overlap=take("depth_overlap", augmentation.depth_overlap(depth)))
 
     def recipe(kind: WeightsKind, device: DeviceClass) -> dict[str, Any]:
         wish = replace(automatic(facts, kind, device, configuration=name, slab_depth=depth), intensity_map=intensities)
         return plan_edited_recipe(facts, wish, edits.recipes.get((kind, device), {}))
 
     intensities = design.intensity_map
-    recipes = {kind: {device: recipe(kind, device) for device in get_args(DeviceClass)} for kind in design.weights}
+    added = {kind for kind, _ in edits.recipes}
+    others = (kind for kind in get_args(WeightsKind) if kind in added and kind not in design.weights)
+    kinds: list[WeightsKind] = [*design.weights, *others]
+    recipes = {kind: {device: recipe(kind, device) for device in get_args(DeviceClass)} for kind in kinds}
     return take.content | {"recipes": recipes}
 
 
@@ -282,7 +313,7 @@ def facts_of_plan(
         plan: The plan.
         fingerprint: What it was made from.
         probes: Those it was made with.
-        configuration: In whose spacing; None: in the plan's target spacing.
+        configuration: In whose spacing, with whose intensities and overlaps; None: in the plan's own.
     """
     given = _Given(
         fingerprint,
@@ -296,7 +327,9 @@ def facts_of_plan(
     )
     if configuration is None:
         return given.facts
-    return given.facts_of(plan.configuration(configuration).spacing.value, None)
+    chosen = plan.configuration(configuration)
+    facts = given.facts_of(chosen.spacing.value, plan.normalization_of(configuration))
+    return replace(facts, tile_overlap=chosen.tile_overlap.value, depth_overlap=chosen.depth_overlap.value)
 
 
 def described(plan: Plan) -> DatasetDescription:

@@ -24,13 +24,12 @@ from samunet.core.config import parse_schema
 from samunet.core.geometry import Triple
 from samunet.planners import augmentation, memory, peft, rules, schedule, sizes
 from samunet.planners.attention import attention_kind
+from samunet.planners.batches import BATCH_CAP, largest_step, least_batch, splits, trains_batch_norm
 from samunet.planners.edits import Reasoned
 
-BATCH_CAP: dict[DeviceClass, int] = {"gpu": 24, "cpu": 8}
-LEAST_BATCH = 4
-LEAST_BATCH_NORM = 8
 CPU_INPUT_CAP = 448
-_PLANNED_AROUND = ("input_size", "batch_size")
+_FITTED = ("input_size", "batch_size")
+_PLANNED_AROUND = (*_FITTED, "iterations", "epochs")
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class Facts:
         mirrors: In-plane axes along which images may be mirrored.
         budget: Hardware planned for.
         probes: What samunet_probe measured.
+        tile_overlap: Fraction by which neighbouring tiles overlap in prediction.
+        depth_overlap: Fraction by which slabs overlap in prediction; None: the rule's for their depth.
     """
 
     fingerprint: Fingerprint
@@ -64,6 +65,8 @@ class Facts:
     mirrors: int
     budget: Budget
     probes: Probes = NO_PROBES
+    tile_overlap: float = sizes.TILE_OVERLAP
+    depth_overlap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Wish:
         parts: Parts of the method by name, each with its reason.
         slab_depth: Slices per slab.
         intensity_map: Instead of the one the weights ask for.
-        fixed: Values of other fields, each with its reason; "input_size" and "batch_size" are planned around.
+        fixed: Values of other fields, each with its reason; sizes and numbers of steps are planned around.
         pinned: Values of other fields that all else is planned around.
     """
 
@@ -194,7 +197,7 @@ def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
             memory.memory_gib(fit.load), f"predicted peak; planned for {_memory(facts, device):.1f} GiB"
         ),
     }
-    return content | {name: decided(given) for name, given in fixed.items() if name not in _PLANNED_AROUND}
+    return content | {name: decided(given) for name, given in fixed.items() if name not in _FITTED}
 
 
 def _fit(facts: Facts, wish: Wish, spec: SamSpec) -> tuple[_Fit, str]:
@@ -238,7 +241,12 @@ def _fit_size(facts: Facts, wish: Wish, spec: SamSpec, size: int, wanted: int, *
     """Tile, slices per step and fall-backs (checkpointing before accumulation in parts) at one input size."""
     device, depth = wish.device, wish.slab_depth
     side, tile_reason = wish.given("tile_vox") or sizes.tile(
-        facts.plane, size, wanted=wanted, grid=sizes.grid_of(wish.method)
+        facts.plane,
+        size,
+        wanted=wanted,
+        grid=sizes.grid_of(wish.method),
+        overlap=facts.tile_overlap,
+        few_steps=device == "cpu",
     )
     least = least_batch(spec, wish.method, depth)
     batch, reason = _batch(wish, least, sizes.five_percent(facts.shapes, side))
@@ -258,17 +266,17 @@ def _fit_size(facts: Facts, wish: Wish, spec: SamSpec, size: int, wanted: int, *
     budget = _memory(facts, device)
     at_once = _at_once(load, budget, batch)
     # Batch norm that trains sees too few slices in small parts, so there checkpointing comes before any part.
-    is_normed = _trains_batch_norm(spec, wish.method)
+    is_normed = trains_batch_norm(spec, wish.method)
     if at_once < (batch if is_normed else min(batch, least)) and not wish.given("checkpointing"):
         load = replace(load, checkpointing=True)
         at_once = _at_once(load, budget, batch)
-    splits = _splits(batch // depth, least // depth if is_normed else 1, is_fixed=wish.given("batch_size") is not None)
-    if at_once < (needed := min(splits)[0] * depth):
+    ways = splits(batch // depth, least // depth if is_normed else 1, is_fixed=wish.given("batch_size") is not None)
+    if at_once < (needed := min(ways)[0] * depth):
         if not must_fit:
             return None
         at_once = needed
         reason += f"; even {needed} slice{'s' * (needed > 1)} at once may need more than the {budget:.1f} GiB planned"
-    part, parts, samples = max((s for s in splits if s[0] <= at_once // depth), key=lambda s: (s[2], -s[1]))
+    part, parts, samples = largest_step(ways, at_once // depth)
     if samples * depth < batch:
         reason += f"; {samples * depth} instead of {batch}, as no part of a step may have fewer than {least}"
         batch = samples * depth
@@ -281,23 +289,6 @@ def _fit_size(facts: Facts, wish: Wish, spec: SamSpec, size: int, wanted: int, *
 def _at_once(load: memory.Load, budget: float, batch: int) -> int:
     """Slices of a forward, in whole slabs, that fit."""
     return memory.largest_batch(load, budget_gib=budget, cap=batch) // load.slab_depth * load.slab_depth
-
-
-def _splits(wanted: int, least: int, *, is_fixed: bool) -> list[tuple[int, int, int]]:
-    """Every way to compute a step in parts of at least so many samples: (of the largest part, parts, of the step).
-
-    Args:
-        wanted: Samples of the step.
-        least: Of every part; a step of fewer is one part.
-        is_fixed: Whether the step must have as many as wanted. Else it may have fewer, in equal parts.
-    """
-    if wanted <= least:
-        return [(wanted, 1, wanted)]
-    if not is_fixed and least > 1:
-        return [(part, parts, part * parts) for part in range(least, wanted + 1) for parts in [wanted // part]]
-    sizes_and_parts = [(math.ceil(wanted / parts), parts) for parts in range(1, wanted // least + 1)]
-    rests = (wanted - part * (math.ceil(wanted / part) - 1) for part, _ in sizes_and_parts)
-    return [(*split, wanted) for split, rest in zip(sizes_and_parts, rests, strict=True) if rest >= least]
 
 
 def _batch(wish: Wish, least: int, share: int) -> Reasoned:
@@ -314,16 +305,6 @@ def _batch(wish: Wish, least: int, share: int) -> Reasoned:
 def _largest_part(batch: int, parts: int, depth: int) -> int:
     """Slices of the largest part when a batch's slabs are split evenly."""
     return math.ceil(batch // depth / parts) * depth
-
-
-def _trains_batch_norm(spec: SamSpec, method: Method) -> bool:
-    return spec.family == "tiny_vit" and method.encoder.train == "full"
-
-
-def least_batch(spec: SamSpec, method: Method, depth: int) -> int:
-    """Batch norm that trains needs eight slices for its statistics; all else takes four for a steady gradient."""
-    least = LEAST_BATCH_NORM if _trains_batch_norm(spec, method) else LEAST_BATCH
-    return math.ceil(least / depth) * depth
 
 
 def _fewer_slices(facts: Facts, wish: Wish, fit: _Fit) -> _Fit:
@@ -346,7 +327,12 @@ def _steps(facts: Facts, fit: _Fit, device: DeviceClass) -> tuple[int, str, dict
     minutes = facts.budget.cpu_minutes
     steps = max(1, _cpu_steps(facts, fit))
     rate = schedule.cpu_images_per_second(
-        fit.load.spec, fit.load.method, fit.load.input_size, facts.num_tokens, batch=fit.batch
+        fit.load.spec,
+        fit.load.method,
+        fit.load.input_size,
+        facts.num_tokens,
+        batch=fit.batch,
+        tile_vox=fit.load.tile_vox,
     )
     reason = (
         f"about {steps} steps fit {minutes:g} minutes at an estimated {rate:.1f} slices per second on two CPU threads"
@@ -367,23 +353,29 @@ def _epochs(wish: Wish, steps: int) -> tuple[int, int, int]:
 
 def _cpu_steps(facts: Facts, fit: _Fit) -> int:
     load = fit.load
-    minutes = facts.budget.cpu_minutes
     return schedule.cpu_steps(
-        load.spec, load.method, load.input_size, facts.num_tokens, batch=fit.batch, minutes=minutes
+        load.spec,
+        load.method,
+        load.input_size,
+        facts.num_tokens,
+        batch=fit.batch,
+        tile_vox=load.tile_vox,
+        minutes=facts.budget.cpu_minutes,
     )
 
 
 def _mirror_views(facts: Facts, wish: Wish, fit: _Fit) -> Reasoned:
     """How many mirrored views prediction averages; a slice is seen once more where slabs overlap."""
     load, depth = fit.load, wish.slab_depth
-    seen = 1 / (1 - augmentation.depth_overlap(depth)[0])
+    overlap = augmentation.depth_overlap(depth)[0] if facts.depth_overlap is None else facts.depth_overlap
+    seen = depth / max(1, math.floor(depth * (1 - overlap)))
     return augmentation.mirror_views(
         device=wish.device,
         promptable=wish.method.promptable,
         mirrors=facts.mirrors,
-        tiles=round(seen * augmentation.num_tiles(facts.shapes, load.tile_vox, sizes.TILE_OVERLAP)),
+        tiles=round(seen * augmentation.num_tiles(facts.shapes, load.tile_vox, facts.tile_overlap)),
         images_per_second=schedule.cpu_images_per_second(
-            load.spec, load.method, load.input_size, facts.num_tokens, batch=fit.batch
+            load.spec, load.method, load.input_size, facts.num_tokens, batch=fit.batch, tile_vox=load.tile_vox
         ),
     )
 

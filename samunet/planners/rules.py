@@ -237,6 +237,20 @@ def recommended(coherence: float, spacing_mm: float, *, has_neighbours: bool) ->
     return "2d", f"{facts}, not above {COHERENT:g}: neighbouring slices show something else; {NEVER_BY_RULE}"
 
 
+def slab_shapes(cases: Sequence[CaseFacts], chosen: Frame, spacing: SpacingTriple) -> list[Triple]:
+    """Voxels (slices, rows, columns) of every case, with its own slices or resampled ones, whichever are fewer.
+
+    Args:
+        cases: Facts of the cases.
+        chosen: Axes of processing.
+        spacing: Target spacing per file axis in mm.
+    """
+    rows, columns = (spacing[axis] for axis in range(3) if axis != chosen.slice_axis)
+    distances = (None, spacing[chosen.slice_axis])
+    own, resampled = (canonical_shapes(cases, chosen, (rows, columns), slice_mm=mm) for mm in distances)
+    return [min(pair) for pair in zip(own, resampled, strict=True)]
+
+
 def slab_depth(
     cases: Sequence[CaseFacts], frame: Frame, shapes: Sequence[Triple], spacing_mm: float
 ) -> tuple[int, str]:
@@ -245,11 +259,12 @@ def slab_depth(
     Args:
         cases: Facts of the cases of the majority orientation.
         frame: Axes of processing.
-        shapes: Voxels per case, slices first, before or after resampling, whichever are fewer.
+        shapes: Voxels of all cases, as :func:`slab_shapes` says.
         spacing_mm: Distance of slices after resampling.
 
     Returns:
-        1 where volumes have fewer than three slices.
+        1 where volumes have fewer than three slices. Where labels do not cohere from slice to slice, the fewest, as the
+        methods that need slabs can be chosen anyway.
 
     Source: MA-SAM (Chen et al. 2024): five slices, fewer are worse.
     """
@@ -259,6 +274,12 @@ def slab_depth(
     lengths = [s.coherence_mm[frame.slice_axis] for case in cases for s in case.structures.values()]
     length = float(median(lengths)) if lengths else 0.0
     wanted = round(2 * length / spacing_mm)
+    if length <= spacing_mm:
+        return LEAST_SLAB, (
+            f"labels agree with Dice one half over {length:.3g} mm, no farther than from one slice to the next "
+            f"({spacing_mm:.3g} mm): they do not cohere, and nothing is expected of depth; {LEAST_SLAB}, the fewest, "
+            "for methods that need slabs"
+        )
     depth = max(LEAST_SLAB, min(MOST_SLAB, wanted, typical))
     return depth, (
         f"labels agree with Dice one half over {length:.3g} mm, {wanted} slices of {spacing_mm:.3g} mm to both sides; "
@@ -309,30 +330,44 @@ def intensity_map(
         return IntensityMap(kind="identity"), "random weights expect no particular intensities"
     ranges = [_stored_range(n, f, z) for n, f, z in zip(normalized, facts, zscores or [None] * len(facts), strict=True)]
     lower, upper = tuple(r[0] for r in ranges), tuple(r[1] for r in ranges)
-    shown = ", ".join(f"{a:.2f} to {b:.2f}" for a, b in ranges)
+    shown = _shown_ranges(ranges)
     if weights == "medsam":
         return IntensityMap(kind="unit", lower=lower, upper=upper), f"MedSAM was trained on [0, 1]: {shown} maps to it"
     return (
         IntensityMap(kind="sam_pixels", lower=lower, upper=upper),
-        f"{shown} (percentiles 0.5 to 99.5 of the foreground as stored) maps to [0, 255] and to SAM's pixel statistics",
+        f"{shown} maps to [0, 255] and to SAM's pixel statistics",
     )
+
+
+def _shown_ranges(ranges: Sequence[tuple[float, float, str]]) -> str:
+    """Ranges of stored intensities, and where they come from."""
+    texts, origins = [f"{low:.2f} to {high:.2f}" for low, high, _ in ranges], [origin for _, _, origin in ranges]
+    if len(set(origins)) == 1:
+        return f"{', '.join(texts)} ({origins[0]})"
+    return ", ".join(f"{text} ({origin})" for text, origin in zip(texts, origins, strict=True))
 
 
 def _stored_range(
     normalized: ChannelNormalization, facts: IntensityStatistics | None, zscore: ZScoreRange | None
-) -> tuple[float, float]:
-    """Percentiles 0.5 and 99.5 of the foreground in the store's units; never empty."""
-    if normalized.scheme in ("rgb_to_01", "rescale_to_01"):
-        return 0.0, 1.0
-    low, high = -2.0, 2.0
-    if normalized.scheme == "zscore" and zscore is not None:
+) -> tuple[float, float, str]:
+    """The foreground's range in the store's units, never empty, and where it comes from."""
+    scheme, measured = normalized.scheme, "percentiles 0.5 to 99.5 of the foreground as stored"
+    if scheme.endswith("_to_01"):
+        return 0.0, 1.0, f"all that {scheme} stores"
+    low, high, origin = -2.0, 2.0, "assumed, as no foreground was measured"
+    if scheme == "zscore" and zscore is not None:
+        of_nonzero = zscore.lower_nonzero, zscore.upper_nonzero
+        low, high = of_nonzero if normalized.use_nonzero_mask else (zscore.lower, zscore.upper)
+        origin = measured
+    elif scheme == "none" and facts is not None:
+        low, high, origin = facts.percentile_00_5, facts.percentile_99_5, measured
+    elif scheme == "ct":
+        ends = (normalized.lower, normalized.upper)
+        values = ends if facts is None else (facts.percentile_00_5, facts.percentile_99_5)
         low, high = (
-            (zscore.lower_nonzero, zscore.upper_nonzero)
-            if normalized.use_nonzero_mask
-            else (zscore.lower, zscore.upper)
+            (min(max(value, ends[0]), ends[1]) - normalized.mean) / max(normalized.std, 1e-8) for value in values
         )
-    elif normalized.scheme in ("ct", "none") and facts is not None:
-        scale = max(normalized.std, 1e-8) if normalized.scheme == "ct" else 1.0
-        shift = normalized.mean if normalized.scheme == "ct" else 0.0
-        low, high = (facts.percentile_00_5 - shift) / scale, (facts.percentile_99_5 - shift) / scale
-    return (round(low, 4), round(high, 4)) if high - low > 1e-3 else (round(low - 1, 4), round(low + 1, 4))
+        origin = measured if facts is not None else "what the clip leaves"
+    if high - low > 1e-3:
+        return round(low, 4), round(high, 4), origin
+    return round(low - 1, 4), round(low + 1, 4), f"1 to both sides of a single value; {origin}"

@@ -24,6 +24,8 @@ _CPU_GFLOPS = {"vit": 30.0, "tiny_vit": 15.0}
 _CPU_CONVOLUTION_GFLOPS = 25.0
 # What a step takes whatever its slices: starting the operations of all layers, there and back.
 _STEP_SECONDS = 0.03
+# Augmentation, resampling and loss of a voxel of the tile, and of each of its maps: `benchmarks.sizes`.
+_VOXEL_SECONDS, _MAP_VOXEL_SECONDS = 0.25e-6, 0.02e-6
 _DECODER_GFLOP = 0.19e9
 _DECODER_GFLOP_PER_TOKEN = 0.007e9
 _FRAMEWORK_SHARE = 0.85
@@ -102,16 +104,21 @@ def _tiny_flop(spec: SamSpec, pixels: int) -> float:
     return stem + convolutions + sum(24 * dim**2 * depth * pixels / stride**2 for dim, depth, stride in stages)
 
 
-def cpu_images_per_second(spec: SamSpec, method: Method, input_size: int, num_tokens: int, *, batch: int) -> float:
-    """Slices trained per second on two CPU threads (forward, backward and step), estimated from the operations."""
+def cpu_images_per_second(
+    spec: SamSpec, method: Method, input_size: int, num_tokens: int, *, batch: int, tile_vox: int
+) -> float:
+    """Slices trained per second on two CPU threads, estimated from the operations and the tile's voxels."""
     sam, convolutions = forward_gflop(spec, method, input_size, num_tokens)
     seconds = sam / _CPU_GFLOPS[spec.family] + convolutions / _CPU_CONVOLUTION_GFLOPS
+    seconds += tile_vox**2 * (_VOXEL_SECONDS + _MAP_VOXEL_SECONDS * num_tokens)
     return 1 / (seconds + _STEP_SECONDS / batch)
 
 
-def cpu_steps(spec: SamSpec, method: Method, input_size: int, num_tokens: int, *, batch: int, minutes: float) -> int:
+def cpu_steps(
+    spec: SamSpec, method: Method, input_size: int, num_tokens: int, *, batch: int, tile_vox: int, minutes: float
+) -> int:
     """Optimizer steps that fit the minutes, after the share that loading and validation take."""
-    rate = cpu_images_per_second(spec, method, input_size, num_tokens, batch=batch)
+    rate = cpu_images_per_second(spec, method, input_size, num_tokens, batch=batch, tile_vox=tile_vox)
     return int(minutes * 60 * _FRAMEWORK_SHARE * rate / batch)
 
 

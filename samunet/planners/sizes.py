@@ -18,6 +18,8 @@ TILE_SLACK = 1.15
 _FINE_STEP = 2 * TOKEN_SIZE
 COARSEST_CELL_VOX = 2.0
 CELLS_PER_WIDTH = 8
+FEW_STEPS_CELL_VOX = 5.0
+FEW_STEPS_CELLS_PER_WIDTH = 0.5
 UPSAMPLED_BELOW = 0.75
 TILE_OVERLAP = 0.5
 SMALLEST_TILE_SHARE = 1 / 8
@@ -93,21 +95,42 @@ def _detail_share(facts: InPlane) -> float:
     return max(0.5, facts.resolution) if facts.resolution < UPSAMPLED_BELOW else 1.0
 
 
-def coarsest_cell(facts: InPlane) -> float:
-    """Voxels a decoder cell may span: two, or an eighth of the thinnest structure's width if that is more (up to 4)."""
-    return min(2 * COARSEST_CELL_VOX, max(COARSEST_CELL_VOX, facts.width_vox / CELLS_PER_WIDTH))
+def coarsest_cell(facts: InPlane, *, few_steps: bool) -> float:
+    """Voxels a decoder cell may span: two, or an eighth of the thinnest structure's width if that is more (up to 4).
+
+    In few steps up to five, at most twice that width: seeing more of a slice then teaches more than detail does
+    (`benchmarks.sizes`).
+    """
+    fine = min(2 * COARSEST_CELL_VOX, max(COARSEST_CELL_VOX, facts.width_vox / CELLS_PER_WIDTH))
+    return max(fine, min(FEW_STEPS_CELL_VOX, facts.width_vox / FEW_STEPS_CELLS_PER_WIDTH)) if few_steps else fine
 
 
-def tile(facts: InPlane, input_size: int, *, wanted: int, grid: Grid = SAM_GRID) -> tuple[int, str]:
+def tile(
+    facts: InPlane,
+    input_size: int,
+    *,
+    wanted: int,
+    grid: Grid = SAM_GRID,
+    overlap: float = TILE_OVERLAP,
+    few_steps: bool = False,
+) -> tuple[int, str]:
     """Side in voxels of the square that one input covers.
 
     Whole slices if a decoder cell then spans no more than it may: about one voxel where the input is as large as wanted
-    (up to two of upsampled images), else what `coarsest_cell` allows. Otherwise typical slices are cut into as few overlapping tiles as bring
-    the cell within that limit; only outliers are tiled if typical slices fit.
+    (up to two of upsampled images), else what `coarsest_cell` allows. Otherwise typical slices are cut into as few
+    overlapping tiles as bring the cell within that limit; only outliers are tiled if typical slices fit.
+
+    Args:
+        facts: Sizes of slices.
+        input_size: Encoder pixels.
+        wanted: What :func:`wanted_input` says.
+        grid: Of the decoder.
+        overlap: Of neighbouring tiles, as a fraction of a tile.
+        few_steps: Whether training takes hundreds of steps, as on a CPU, and not thousands.
     """
     cells = input_size // grid.stride
     is_enough = input_size >= wanted and wanted < grid.largest
-    limit = TILE_SLACK * (1 / _detail_share(facts) if is_enough else coarsest_cell(facts))
+    limit = TILE_SLACK * (1 / _detail_share(facts) if is_enough else coarsest_cell(facts, few_steps=few_steps))
     least = math.ceil(input_size * SMALLEST_TILE_SHARE)
     most = int(limit * cells)
     if facts.largest_vox <= most:
@@ -118,10 +141,10 @@ def tile(facts: InPlane, input_size: int, *, wanted: int, grid: Grid = SAM_GRID)
             f"typical slices ({facts.typical_vox} voxels) fit whole, the largest ({facts.largest_vox}) are tiled; "
             f"{_cell(most, cells)}"
         )
-    number = 2
-    while _cover(facts.typical_vox, number) > most:
+    number = max(2, math.floor(1 + (facts.typical_vox / most - 1) / (1 - overlap)))
+    while _cover(facts.typical_vox, number, overlap) > most:
         number += 1
-    side = max(least, _cover(facts.typical_vox, number))
+    side = max(least, _cover(facts.typical_vox, number, overlap))
     return side, (
         f"whole slices of {facts.typical_vox} voxels would make a decoder cell span {facts.typical_vox / cells:.1f} "
         f"(allowed {limit:.1f}), so {number} x {number} overlapping tiles cover one; {_cell(side, cells)}"
@@ -137,9 +160,9 @@ def five_percent(shapes: Sequence[tuple[int, int, int]], tile_vox: int) -> int:
     return max(1, int(0.05 * pixels / tile_vox**2))
 
 
-def _cover(extent: int, number: int) -> int:
-    """Side of tiles of which `number` in a row cover an extent with the planned overlap."""
-    return math.ceil(extent / (number - (number - 1) * TILE_OVERLAP))
+def _cover(extent: int, number: int, overlap: float) -> int:
+    """Side of tiles of which `number` in a row cover an extent, overlapping by a fraction of a tile."""
+    return math.ceil(extent / (number - (number - 1) * overlap))
 
 
 def _cell(side: int, cells: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
@@ -170,8 +171,7 @@ def _slab_depth(plan: Plan, cases: Sequence[CaseFacts], alike: Sequence[CaseFact
     """Over which distance labels would have to cohere for another depth."""
     frame = plan.frame.value
     slice_mm = spacing[frame.slice_axis]
-    rows, columns = (spacing[axis] for axis in range(3) if axis != frame.slice_axis)
-    shapes = rules.canonical_shapes(cases, frame, (rows, columns), slice_mm=slice_mm)
+    shapes = rules.slab_shapes(cases, frame, spacing)
 
     def depth(factor: float) -> int:
         return rules.slab_depth(alike, frame, shapes, slice_mm / factor)[0]
@@ -193,9 +193,11 @@ def _input_size(facts: Facts, grid: sizes.Grid) -> str:
         return sizes.wanted_input(replace(facts.plane, typical_vox=vox), grid)[0]
 
     typical = facts.plane.typical_vox
-    larger = next((vox for vox in range(typical + 1, 8 * typical + 64) if wanted(vox) != now), None)
-    smaller = next((vox for vox in range(typical - 1, 0, -1) if wanted(vox) != now), None)
-    words = [f"{wanted(vox)} px for typical slices of {vox} voxels" for vox in (larger, smaller) if vox is not None]
+    # the input never shrinks with the slices, so the ends of those that want the present one are found by bisection
+    known = range(1, 8 * typical + 64)
+    larger = typical + bisect_right(known[typical:], now, key=wanted) + 1
+    smaller = bisect_left(known[: typical - 1], now, key=wanted)
+    words = [f"{wanted(vox)} px for typical slices of {vox} voxels" for vox in (larger, smaller) if vox in known]
     return f"without limits of hardware {now} px for {typical} voxels; " + (", ".join(words) or "for any size")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.artifacts.dataset import Case
+from samunet.core.log import Reporter
 from samunet.inference.loading import Member
 from samunet.inference.oracle import oracle_settings
 from samunet.inference.predictor import Predictor
@@ -29,6 +30,7 @@ class FoldEvents:
         monitor: Training cases held out to choose the best checkpoint and to stop early.
         validation: Cases of the fold that are only plotted.
         device: Where the model is.
+        reporter: Told where memory runs out while evaluating.
     """
 
     def __init__(
@@ -40,10 +42,13 @@ class FoldEvents:
         monitor: Sequence[Case],
         validation: Sequence[Case],
         device: str,
+        reporter: Reporter,
     ) -> None:
         labels = identity.plan.label_spec
         self._folder, self._identity, self._device = folder, identity, device
         self._log, self._picture = RunLog(folder / LOG_FILE), ProgressPicture(folder / PICTURE_FILE)
+        self._reporter = reporter
+        self._batch_size: int | None = None
         oracle = oracle_settings(identity.plan, identity.recipe, seed=identity.seed)
         self._sets = {
             "monitor": VolumeEvaluator(store, monitor, labels, oracle=oracle),
@@ -61,14 +66,19 @@ class FoldEvents:
         """
         share = None if seconds is None else seconds / len(self._sets)
         member = Member(trainer.model, self._identity.manifest(), self._identity.plan)
-        predictor = Predictor([member], device=self._device, mirror=False)
+        predictor = Predictor(
+            [member], device=self._device, mirror=False, batch_size=self._batch_size, reporter=self._reporter
+        )
         clock = trainer.settings.clock
         scores, limits = {}, trainer.state.evaluated_cases
-        for name, evaluator in self._sets.items():
-            evaluator.limit = limits.get(name)
-            scores[name] = evaluator.mean_dice(predictor, share, clock=clock)
-            if evaluator.limit is not None:
-                limits[name] = evaluator.limit
+        try:
+            for name, evaluator in self._sets.items():
+                evaluator.limit = limits.get(name)
+                scores[name] = evaluator.mean_dice(predictor, share, clock=clock)
+                if evaluator.limit is not None:
+                    limits[name] = evaluator.limit
+        finally:
+            self._batch_size = predictor.batch_size
         return scores
 
     def save(self, name: str, trainer: Trainer) -> None:

@@ -13,7 +13,6 @@ slices for its statistics, so there each keeps at least eight slices, in at leas
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,18 +25,7 @@ from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
 from samunet.artifacts.plan import ResolvedRecipe
 from samunet.models.segmentation import SegmentationModel
 from samunet.planners import memory
-from samunet.planners.recipes import LEAST_BATCH_NORM
-
-_ALLOCATOR = "DefaultCPUAllocator: "
-# What allocators and libraries say that raise no torch.OutOfMemoryError.
-_REFUSALS = (
-    f"{_ALLOCATOR}can't allocate memory",
-    f"{_ALLOCATOR}not enough memory",
-    "MPS backend out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
+from samunet.planners.batches import LEAST_BATCH_NORM
 
 
 @dataclass(frozen=True)
@@ -136,22 +124,6 @@ def in_advance(
             chosen = candidate
         candidate = ladder.below(candidate)
     return chosen
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
-
-
-def release_memory() -> None:
-    """Give back what a failed step left: graphs in reference cycles, blocks that the GPU's allocator keeps."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
 
 
 @dataclass(frozen=True)

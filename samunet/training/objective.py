@@ -5,8 +5,10 @@ Legend: B slabs, D slices of a slab, C stored channels, M target maps, V tile si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from samunet.artifacts.plan import ResolvedRecipe
@@ -22,6 +24,7 @@ from samunet.training.losses import (
     segmentation_sums,
 )
 
+SCALE_WEIGHT = 0.5
 Batch = tuple[Tensor, ...]
 Sums = tuple[Tensor, ...]
 
@@ -39,6 +42,15 @@ class Objective(Protocol):
         """The loss that sums stand for."""
 
 
+def mean_over_scales(losses: Sequence[Tensor]) -> Tensor:
+    """Mean of losses at strides 1, 2, 4 and so on, each of half the weight of the one before.
+
+    Source: nnU-Net (Isensee et al. 2021), weights of deep supervision.
+    """
+    weights = [SCALE_WEIGHT**index for index in range(len(losses))]
+    return sum((w * loss for w, loss in zip(weights, losses, strict=True)), torch.zeros_like(losses[0])) / sum(weights)
+
+
 class SemanticObjective:
     """All structures at once, without a prompt.
 
@@ -54,32 +66,39 @@ class SemanticObjective:
     def loss(self, model: SegmentationModel, batch: Batch) -> Tensor:
         """Cross-entropy and Dice on the store's grid, and the error of the IoU that the decoder estimates.
 
+        Under deep supervision cross-entropy and Dice are weighted means over the decoder's maps, each counting half as
+        much as the next finer one.
+
         Args:
             model: In train mode.
             batch: Image (B, D, C, V, V), valid (B, D, 1, V, V) and target (B, D, M, V, V).
         """
-        logits, estimated, target = self._on_the_store_grid(model, batch)
-        loss = segmentation_loss(logits, target, has_regions=self._has_regions, weights=self._recipe.loss)
+        maps, estimated, target = self._on_the_store_grid(model, batch)
+        loss = mean_over_scales(
+            [segmentation_loss(m, target, has_regions=self._has_regions, weights=self._recipe.loss) for m in maps]
+        )
         if estimated is None:
             return loss
-        error = mean_error(*iou_error_sums(logits, target, estimated, has_regions=self._has_regions))
+        error = mean_error(*iou_error_sums(maps[0], target, estimated, has_regions=self._has_regions))
         return loss + self._recipe.loss.estimated_iou * error
 
     def sums(self, model: SegmentationModel, batch: Batch) -> Sums:
-        """Cross-entropy, voxels, per channel intersection and total; where IoU is estimated, its errors and masks."""
-        logits, estimated, target = self._on_the_store_grid(model, batch)
-        sums: Sums = segmentation_sums(logits, target, has_regions=self._has_regions)
+        """Cross-entropy, voxels, intersection and total per channel, finest maps first; last the errors of IoU."""
+        maps, estimated, target = self._on_the_store_grid(model, batch)
+        sums: Sums = tuple(part for m in maps for part in segmentation_sums(m, target, has_regions=self._has_regions))
         if estimated is None:
             return sums
-        return (*sums, *iou_error_sums(logits, target, estimated, has_regions=self._has_regions))
+        return (*sums, *iou_error_sums(maps[0], target, estimated, has_regions=self._has_regions))
 
     def loss_of(self, sums: Sums) -> Tensor:
         """Cross-entropy and Dice of their sums, and the mean error of the estimated IoU."""
         parts = len(LossSums._fields)
-        loss = loss_of_sums(LossSums(*sums[:parts]), self._recipe.loss)
-        if len(sums) == parts:
+        scales, rest = divmod(len(sums), parts)
+        each = [LossSums(*sums[parts * scale : parts * (scale + 1)]) for scale in range(scales)]
+        loss = mean_over_scales([loss_of_sums(one, self._recipe.loss) for one in each])
+        if not rest:
             return loss
-        return loss + self._recipe.loss.estimated_iou * mean_error(*sums[parts:])
+        return loss + self._recipe.loss.estimated_iou * mean_error(*sums[parts * scales :])
 
     def outputs(self, model: SegmentationModel, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What the model says about a batch: (B * D, T, s, s) on a grid of its own, and IoU (B * D, T) if estimated."""
@@ -87,8 +106,9 @@ class SemanticObjective:
         encoded, depth = to_encoder(image, valid, self._recipe), batch[0].shape[1]
         return model.estimated(encoded, depth=depth)
 
-    def _on_the_store_grid(self, model: SegmentationModel, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits (B * D, T, V, V), estimated IoU (B * D, T) and targets (B * D, M, V, V)."""
+    def _on_the_store_grid(self, model: SegmentationModel, batch: Batch) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """Logits (B * D, T, V, V) of every scale, finest first, estimated IoU (B * D, T), targets (B * D, M, V, V)."""
         with autocast(self._device, self._recipe.precision):
             logits, estimated = self.outputs(model, batch)
-        return to_store(logits, self._recipe), estimated, batch[2].flatten(0, 1)
+            maps = [logits, *model.take_coarse()]
+        return [to_store(m, self._recipe) for m in maps], estimated, batch[2].flatten(0, 1)

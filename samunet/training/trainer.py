@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from samunet.artifacts.plan import ResolvedRecipe
 from samunet.core.errors import OutOfMemoryError, TrainingError
 from samunet.core.log import Reporter
+from samunet.models.device import ran_out, release_memory
 from samunet.models.segmentation import SegmentationModel
 from samunet.training.data import Sample, next_batch, worker_died
-from samunet.training.fallback import Footprint, Volatile, in_advance, ladder_of, ran_out, release_memory
+from samunet.training.fallback import Footprint, Volatile, in_advance, ladder_of
 from samunet.training.gradients import accumulate
 from samunet.training.objective import Objective
 from samunet.training.optim import MovingAverage, clip_gradients, learning_rate_factor, set_learning_rate
@@ -405,6 +406,8 @@ class Trainer:
             if not ran_out(error):
                 raise
             found = str(error).split("\n")[0]
+        except OutOfMemoryError as error:
+            found = error.found or error.problem
         finally:
             self.average.swap()
             self.model.train()

@@ -14,6 +14,7 @@ from samunet.artifacts.plan import strip_reasons
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import OutOfMemoryError
 from samunet.core.log import SilentReporter
+from samunet.inference.sliding import SlidingPredictor
 from samunet.pipeline.train import TrainingResult, train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.training.checkpointing import checkpoint_file
@@ -182,6 +183,62 @@ def test_an_evaluation_that_runs_out_of_memory_is_skipped(tmp_path: Path, monkey
         f"memory ran out while evaluating after step {2 * (index + 1)}" for index in range(len(calls))
     ]
     assert all("Details" not in line for line in reporter.warnings)
+
+
+class NarrowPrediction:
+    """Predictions on a device that holds so many slices at once; forwards are counted by their slices."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.seen: list[int] = []
+        original = SlidingPredictor._average
+
+        def average(predictor: SlidingPredictor, image: Tensor, valid: Tensor, depth: int) -> Tensor:
+            self.seen.append(len(image))
+            if len(image) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nDetails")
+            return original(predictor, image, valid, depth)
+
+        monkeypatch.setattr(SlidingPredictor, "_average", average)
+        monkeypatch.setattr("samunet.inference.room.available_gib", lambda _: PLENTY[0])
+
+
+def test_an_evaluation_takes_as_few_slices_at_once_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is not skipped: two lines, scores, and later evaluations start with what fitted."""
+    workspace = prepared(tmp_path, backbone="vit_xs", iterations=2)
+    narrow, reporter = NarrowPrediction(monkeypatch, 2), SilentReporter()
+    result = run(workspace, reporter, fold="0")
+    lines = [line for line in said(reporter) if "predicting" in line]
+    shown = [line.split(": ")[1] for line in lines]
+    halved = ["4 slices at once instead of 8; going on", "2 slices at once instead of 4; going on"]
+    # the evaluations of the run with one predictor after the other, then the validation of its result
+    assert shown == halved * 2
+    assert narrow.seen[:2] == [6, 4]
+    assert [slices for slices in narrow.seen if slices > 2] == [6, 4, 6, 4]
+    assert all(row["validation"] is not None for row in rows(result))
+    assert not [line for line in reporter.warnings if "memory" in line]
+
+
+def test_an_evaluation_of_which_not_one_slice_fits_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Training goes on, as where memory runs out elsewhere in an evaluation."""
+    workspace = prepared(tmp_path, backbone="vit_xs", iterations=2)
+    NarrowPrediction(monkeypatch, 0)
+    reporter = SilentReporter()
+    result = run(workspace, reporter, fold="0")
+    assert manifest(result.folder).steps == 4
+    skipped = [line for line in reporter.warnings if "skipped; training goes on" in line]
+    assert skipped
+    assert all("Tried to allocate 2 GiB." in line and "Details" not in line for line in skipped)
+
+
+def test_validation_and_prediction_fit_where_they_did_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every validation case of a fold is predicted and scored with as few slices at once as fit."""
+    workspace = prepared(tmp_path, backbone="vit_xs", iterations=1, epochs=1)
+    narrow = NarrowPrediction(monkeypatch, 1)
+    result = run(workspace, fold="0")
+    assert result.report is not None
+    assert len(result.report.metric_per_case) == 2
+    assert result.report.missing_predictions == ()
+    assert narrow.seen[-1] == 1
 
 
 def test_an_update_that_runs_out_of_memory_says_where_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,9 +21,10 @@ from samunet.artifacts.plan import (
 )
 from samunet.core.config import parse_schema
 from samunet.inference.sliding import slab_starts
+from samunet.planners.batches import LEAST_BATCH_NORM
 from samunet.planners.explain import explain, summary
 from samunet.planners.planner import gather, make_plan
-from samunet.planners.recipes import LEAST_BATCH_NORM, automatic, plan_recipe
+from samunet.planners.recipes import automatic, plan_recipe
 from samunet.planners.rules import canonical_shapes
 from samunet.planners.sizes import SAM_GRID
 from tests import planning_facts as facts

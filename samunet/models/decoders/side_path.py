@@ -1,20 +1,43 @@
 """An upsampler that joins SAM's mask decoder with a light convolutional path of the image at strides 1 to 8.
 
-Shapes: B images, S input side, E = 256 channels of the embedding, w channels of the path at stride 1.
+Shapes: B images, S input side, E = 256 channels of the embedding, w channels of the path at stride 1, T maps.
 
-Source: skips from convolutions of the image into the decoder of a transformer, as in UNETR (Hatamizadeh et al. 2022).
+Source: skips from convolutions of the image into the decoder of a transformer, as in UNETR (Hatamizadeh et al. 2022);
+deep supervision as in nnU-Net (Isensee et al. 2021).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from samunet.artifacts.method import DecoderMethod
 from samunet.models.fusion import ConvPath, ConvStage, initialise
 
 IMAGE_CHANNELS = 3
+SUPERVISED_STAGES = (1, 2)
+
+
+class SidePath(NamedTuple):
+    """What the path is like.
+
+    Args:
+        width: Channels w at stride 1; twice as many at stride 2.
+        convolutions: Per stage, on either way.
+        deep_supervision: Whether train mode makes maps at strides 2 and 4 too, for losses of their own.
+    """
+
+    width: int = 16
+    convolutions: int = 1
+    deep_supervision: bool = False
+
+    @classmethod
+    def of(cls, decoder: DecoderMethod) -> SidePath:
+        """The path of a method."""
+        return cls(decoder.path_width, decoder.path_convolutions, decoder.deep_supervision)
 
 
 class SidePathUpsampler(nn.Module):
@@ -25,25 +48,30 @@ class SidePathUpsampler(nn.Module):
 
     Args:
         own: SAM's upsampler: two transposed convolutions, a norm and two activations.
-        width: Channels w at stride 1; twice as many at stride 2.
-        convolutions: Per stage, on either way.
+        path: The path.
+        num_maps: T, of the coarse maps.
     """
 
-    def __init__(self, own: Iterable[nn.Module], *, width: int, convolutions: int) -> None:
+    def __init__(self, own: Iterable[nn.Module], path: SidePath, *, num_maps: int) -> None:
         super().__init__()
         for name, layer in enumerate(own):
             self.add_module(f"{name}", layer)
         coarse, fine = self.get_submodule("0"), self.get_submodule("3")
         assert isinstance(coarse, nn.ConvTranspose2d)
         assert isinstance(fine, nn.ConvTranspose2d)
-        widths = [width, 2 * width, fine.out_channels, coarse.out_channels]
-        self.path = ConvPath(IMAGE_CHANNELS, widths, number=convolutions)
-        self.joins = nn.ModuleList(ConvStage(2 * channels, channels, number=convolutions) for channels in widths)
+        number = path.convolutions
+        widths = [path.width, 2 * path.width, fine.out_channels, coarse.out_channels]
+        self.path = ConvPath(IMAGE_CHANNELS, widths, number=number)
+        self.joins = nn.ModuleList(ConvStage(2 * channels, channels, number=number) for channels in widths)
         self.doublings = nn.ModuleList(
             nn.ConvTranspose2d(widths[stage + 1], widths[stage], kernel_size=2, stride=2) for stage in (0, 1)
         )
         initialise(self.path, self.joins, self.doublings)
+        self.coarse_heads = nn.ModuleDict(
+            {f"{stage}": nn.Conv2d(widths[stage], num_maps, 1) for stage in SUPERVISED_STAGES if path.deep_supervision}
+        )
         self.images: Tensor | None = None
+        self._coarse: list[Tensor] = []
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Features at the input's own resolution.
@@ -55,6 +83,7 @@ class SidePathUpsampler(nn.Module):
             (B, w, S, S).
         """
         assert self.images is not None
+        self._coarse = []
         skips = self.path(self.images)
         doubled, norm, activation, doubled_again, last = (self.get_submodule(f"{i}") for i in range(5))
         features = self._join(3, activation(norm(doubled(embeddings))), skips)
@@ -63,7 +92,15 @@ class SidePathUpsampler(nn.Module):
             features = self._join(stage, last(self.doublings[stage](features)), skips)
         return features
 
+    def take_coarse(self) -> tuple[Tensor, ...]:
+        """Logits of the last pass, finest first: (B, T, S/2, S/2) and (B, T, S/4, S/4), given away; none in eval."""
+        taken, self._coarse = tuple(reversed(self._coarse)), []
+        return taken
+
     def _join(self, stage: int, features: Tensor, skips: list[Tensor]) -> Tensor:
         """The features plus what they and the path's give; a sum, as the norm would forget the slice's own mean."""
         added: Tensor = self.joins[stage](torch.cat([features, skips[stage].to(features.dtype)], dim=1))
-        return features + added
+        joined = features + added
+        if self.training and f"{stage}" in self.coarse_heads:
+            self._coarse.append(self.coarse_heads[f"{stage}"](joined))
+        return joined

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from samunet.artifacts.model_spec import PROMPT_DIM, TOKEN_SIZE, SamSpec
 from samunet.models.decoders.semantic import predict_all_tokens
-from samunet.models.decoders.side_path import SidePathUpsampler
+from samunet.models.decoders.side_path import SidePath, SidePathUpsampler
 from samunet.models.sam import imports
 from samunet.models.sam.encoder import SamEncoder, build_encoder
 
@@ -27,6 +27,7 @@ UNUSED_HEAD = "mask_decoder.iou_prediction_head."
 PROGRESSIVE_WIDTHS = (64, 32, 16, 8)
 _SHARED_STEPS = 4
 Upsampler = Literal["sam", "progressive", "side_path"]
+STOCK_PATH = SidePath()
 NO_MASK_EMBED = "prompt_encoder.no_mask_embed.weight"
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
@@ -49,7 +50,7 @@ class SamNetwork(nn.Module):
         image_size: int,
         num_tokens: int,
         upsampler: Upsampler = "sam",
-        path: tuple[int, int] = (16, 1),
+        path: SidePath = STOCK_PATH,
     ) -> None:
         super().__init__()
         grid = image_size // TOKEN_SIZE
@@ -74,14 +75,14 @@ class SamNetwork(nn.Module):
         return predict_all_tokens(self.prompt_encoder, self.mask_decoder, self.image_encoder(images))
 
 
-def build_mask_decoder(num_tokens: int, upsampler: Upsampler = "sam", *, path: tuple[int, int] = (16, 1)) -> nn.Module:
+def build_mask_decoder(num_tokens: int, upsampler: Upsampler = "sam", *, path: SidePath = STOCK_PATH) -> nn.Module:
     """SAM's mask decoder with random weights.
 
     Args:
         num_tokens: Mask tokens T (stock: 4).
         upsampler: "sam" doubles the embedding's grid twice, "progressive" and "side_path" four times, to the input's
             own; "side_path" joins it with convolutions of the image on the way.
-        path: Width and convolutions per stage of that path.
+        path: What that path is like.
 
     Source: Chen et al., MA-SAM, 2024 (progressive upsampling).
     """
@@ -96,10 +97,9 @@ def build_mask_decoder(num_tokens: int, upsampler: Upsampler = "sam", *, path: t
         decoder.output_upscaling = _progressive_upsampler()
         decoder.output_hypernetworks_mlps = _hypernetworks(num_tokens, PROGRESSIVE_WIDTHS[-1])
     elif upsampler == "side_path":
-        width, convolutions = path
         own = list(decoder.output_upscaling.children())  # type: ignore[union-attr]
-        decoder.output_upscaling = SidePathUpsampler(own, width=width, convolutions=convolutions)
-        decoder.output_hypernetworks_mlps = _hypernetworks(num_tokens, width)
+        decoder.output_upscaling = SidePathUpsampler(own, path, num_maps=num_tokens)
+        decoder.output_hypernetworks_mlps = _hypernetworks(num_tokens, path.width)
     return decoder
 
 
@@ -142,7 +142,7 @@ def build_network(
     image_size: int,
     num_tokens: int,
     upsampler: Upsampler = "sam",
-    path: tuple[int, int] = (16, 1),
+    path: SidePath = STOCK_PATH,
     initialise: bool = True,
 ) -> SamNetwork:
     """SAM of any size with random weights from torch's current generator.

@@ -86,6 +86,11 @@ def adapter(**values: Any) -> dict[str, Any]:
             "set decoder.upsampler to side_path",
         ),
         (
+            {"decoder": {"deep_supervision": True}},
+            {"decoder": {"deep_supervision": True, "upsampler": "side_path"}},
+            "set decoder.upsampler to side_path",
+        ),
+        (
             {"prompts": {"kind": "points", "box_shift": 0.5}},
             {"prompts": {"kind": "mixed", "box_shift": 0.5}},
             "set prompts.kind to box or mixed",

@@ -35,6 +35,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def test_minutes_stand_beside_nnunets_best_for_the_same_minutes_and_clock(folder: Path) -> None:
+    """Rows of other folds, devices, threads, clocks or minutes are no peers, and unfinished ones no rows."""
     write_json(folder / "minutes.json", {"a": cell(0.86), "b": cell(0.80, clock="process"), "old": {"mean_dice": 0.9}})
     other_clock = peer(0.88, "3d batch 2", clock="process", subset={"cases": 5, "seed": 1})
     elsewhere = {"t": peer(0.9, "3d", fold="1"), "u": peer(0.9, "3d", threads=2), "v": peer(0.9, "3d", device="cuda")}
@@ -52,6 +53,7 @@ def test_minutes_stand_beside_nnunets_best_for_the_same_minutes_and_clock(folder
 
 
 def test_few_cases_stand_beside_nnunet_on_the_same_subset(folder: Path) -> None:
+    """Each start is compared with nnU-Net on the very cases; where that is missing, the table says so."""
     few = {"num_cases": 5, "subset_seed": 12345, "minutes": 15, "clock": None}
     cells = {"a": cell(0.80, **few, setup="none"), "b": cell(0.83, **few, setup="self-supervised")}
     write_json(folder / "pretraining.json", {**cells, "c": cell(0.7, **{**few, "subset_seed": 1}, setup="none")})
@@ -64,6 +66,7 @@ def test_few_cases_stand_beside_nnunet_on_the_same_subset(folder: Path) -> None:
 
 
 def test_plots_show_every_row(folder: Path) -> None:
+    """Both curves are drawn, and nothing where nothing was measured."""
     write_json(folder / "minutes.json", {f"{m}": cell(0.8 + m / 1000, minutes=m) for m in (10, 30, 60)})
     write_json(folder / "nnunet_peer.json", {"p": peer(0.85, "3d batch 2")})
     accuracy.save(folder / "minutes.svg", accuracy.draw_minutes)

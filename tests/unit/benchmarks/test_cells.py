@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cells import Cell, identity
+from benchmarks.cells import POINTS, Cell, identity, paired_points, span_of
 
 DATA = Path("Dataset900_Phantoms")
 
@@ -31,6 +31,17 @@ def test_weights_are_told_apart_by_what_they_hold(tmp_path: Path, kind: str, end
 
 
 def test_random_weights_have_no_hash_and_mirrored_views_are_another_run() -> None:
+    """What is averaged over views is not what is not."""
     cell = Cell("name", DATA, 5.0, ("--weights", "none"))
     assert identity(cell, "0")["base_sha256"] is None
     assert identity(cell, "0") != identity(replace(cell, mirror=True), "0")
+
+
+@pytest.mark.parametrize("groups", [{}, {"a": "patient", "b": "patient"}])
+def test_a_single_case_or_group_has_no_interval(groups: dict[str, str]) -> None:
+    """All that is known is that Dice lies between 0 and 1; the table says why."""
+    cases = ("a", "b") if groups else ("a",)
+    found = paired_points([(dict.fromkeys(cases, 0.6), dict.fromkeys(cases, 0.5))], groups)
+    assert found == {"regret": 10.0, "low": -POINTS, "high": POINTS}
+    assert span_of(found["low"], found["high"]) == "one case or group"
+    assert span_of(-1.0, 2.25) == "-1.0 to +2.2"

@@ -19,6 +19,7 @@ def options(**changes: object) -> argparse.Namespace:
 
 
 def test_cells_share_arrays_and_nothing_else(tmp_path: Path) -> None:
+    """Splits and edited plans lie in a folder per cell, and what they were made from stays as it was."""
     shared = tmp_path / "shared"
     (shared / "nnUNetPlans_2d").mkdir(parents=True)
     (shared / "nnUNetPlans_2d" / "case.b2nd").write_text("array")
@@ -39,6 +40,7 @@ def test_cells_share_arrays_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_names_hold_what_decides_a_cell() -> None:
+    """Clock, threads, fold, subset, minutes and variant all tell cells apart."""
     choices = [options(), options(cpu_clock=True), options(threads=2), options(fold="1"), options(num_cases=5)]
     choices += [options(num_cases=5, subset_seed=2)]
     names = {name_of(DATA, minutes, variant, one) for one in choices for minutes in (5, 10) for variant in VARIANTS}
@@ -46,10 +48,12 @@ def test_names_hold_what_decides_a_cell() -> None:
 
 
 def test_failed_cells_are_no_rows() -> None:
+    """A table of nothing but failures has a head only."""
     assert len(table({"a": {"dataset": DATA.name, "failed": "exit code 1"}}).splitlines()) == 2
 
 
 def test_rows_without_what_is_compared_are_run_again() -> None:
+    """A row counts only with all that it is paired by."""
     complete = {"case_dice": {}, **dict.fromkeys(COMPARED, "")}
     assert is_complete(complete)
     assert not any(is_complete({k: v for k, v in complete.items() if k != name}) for name in complete)

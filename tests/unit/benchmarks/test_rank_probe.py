@@ -48,6 +48,6 @@ def test_the_table_pairs_with_the_planned_rank() -> None:
             }
     lines = module.table(results).splitlines()
     assert "probe: 1, 7" in lines[2]
-    assert "+5.00 (+5.00 to +5.00) |" in lines[2]
-    assert "-20.00 (-20.00 to -20.00), partial: 1 of 2 seeds" in lines[3]
+    assert "+5.00 (+5.0 to +5.0) |" in lines[2]
+    assert "-20.00 (-20.0 to -20.0), partial: 1 of 2 seeds" in lines[3]
     assert lines[4].endswith("| 0.600, 0.600 |  |")

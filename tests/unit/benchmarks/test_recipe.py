@@ -6,6 +6,7 @@ from benchmarks.recipe import CHANGES, Change, selection, side_path
 
 
 def test_groups_stay_together_inside_the_training_cases() -> None:
+    """A fifth of the groups is set aside, the same whatever the order of the cases."""
     cases = [f"case_{index:02d}" for index in range(40)]
     groups = {case: f"patient_{index // 4}" for index, case in enumerate(cases)}
     found = selection(cases, groups)
@@ -16,6 +17,7 @@ def test_groups_stay_together_inside_the_training_cases() -> None:
 
 
 def test_every_case_is_its_own_group_where_there_are_none() -> None:
+    """Of five cases one is set aside."""
     found = selection(["a", "b", "c", "d", "e"], {})
     assert (len(found["train"]), len(found["val"])) == (4, 1)
 

@@ -149,7 +149,7 @@ def test_points_are_paired_over_seeds_and_groups() -> None:
     assert grouped["high"] == pytest.approx(4.0)
     assert 2.0 < alone["low"] < 3.0 < alone["high"] < 4.0
     missing = paired_points([({"a": 0.4, "b": 0.9}, {"a": 0.3})], {})
-    assert missing == {"regret": 10.0, "low": 10.0, "high": 10.0}
+    assert missing == {"regret": 10.0, "low": -100.0, "high": 100.0}, "one case says nothing of others"
 
 
 def study(tmp_path: Path, plan: Plan, folds: tuple[list[str], list[str]]) -> Study:

@@ -480,7 +480,7 @@ def test_each_tile_is_encoded_once():
     """Two objects on the same five slices in batches of four: five slices encoded, ten masks asked for."""
     volume, model = volume_of(blob()), PointedModel(everything=True)
     predictor = predictor_for(plan_for(), model)
-    predictor._batch_size = 4
+    predictor._room.most = 4
     boxes = [entry("ball", box=[2, 4, 2, 6, 9, 6]), entry("cube", box=[10, 4, 2, 16, 9, 6])]
     predictor.predict_prompted(volume, boxes)
     assert sum(slices for slices, _ in model.encoded) == 5

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samunet.artifacts.method import DecoderMethod, EncoderMethod, Method, summarise
-from samunet.models.decoders.side_path import SidePathUpsampler
+from samunet.models.decoders.side_path import SidePath, SidePathUpsampler
 from samunet.models.sam.network import build_mask_decoder, fresh_keys
 from samunet.models.segmentation import SegmentationModel
 from samunet.planners.counts import decoder_parameters
@@ -22,7 +22,7 @@ SIDE_PATH = Method(encoder=EncoderMethod(train="full"), decoder=DecoderMethod(up
 def _upsampler(*, number: int = 1) -> SidePathUpsampler:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        upsampler = build_mask_decoder(3, "side_path", path=(WIDTH, number)).output_upscaling
+        upsampler = build_mask_decoder(3, "side_path", path=SidePath(WIDTH, number)).output_upscaling
     assert isinstance(upsampler, SidePathUpsampler)
     return upsampler
 
@@ -128,3 +128,40 @@ def test_its_name_and_what_it_refuses() -> None:
     assert summarise(SIDE_PATH) == "full encoder + full decoder with side path 8"
     with pytest.raises(ValueError, match=r"set decoder\.upsampler to sam"):
         Method.model_validate({**SIDE_PATH.model_dump(), "prompts": {"kind": "box"}})
+
+
+def _supervised() -> SegmentationModel:
+    decoder = SIDE_PATH.decoder.model_copy(update={"deep_supervision": True})
+    return build(recipe(backbone="vit_xs", method=SIDE_PATH.model_copy(update={"decoder": decoder}))).model.train()
+
+
+def test_coarse_maps_are_made_in_training_alone_and_given_away() -> None:
+    """At strides 2 and 4, finest first; in eval none, and the finest maps are the same with and without them."""
+    model, pixels = _supervised(), images(2)
+    logits = model(pixels)
+    assert [tuple(m.shape) for m in model.take_coarse()] == [(2, 3, 56, 56), (2, 3, 28, 28)]
+    assert model.take_coarse() == ()
+    copy.deepcopy(model)
+    assert torch.equal(model.eval()(pixels), logits)
+    assert model.take_coarse() == ()
+    assert _model().take_coarse() == ()
+
+
+def test_every_scale_teaches_what_lies_before_it() -> None:
+    """A loss of the coarse maps reaches their own layers and the embedding, and nothing finer."""
+    model = _supervised()
+    model(images(2))
+    torch.stack([m.square().mean() for m in model.take_coarse()]).sum().backward()
+    learned = {n for n, p in model.network.mask_decoder.output_upscaling.named_parameters() if p.grad is not None}
+    assert {"coarse_heads.1.weight", "coarse_heads.2.weight", "0.weight", "doublings.1.weight"} <= learned
+    assert not any(name.startswith(("doublings.0", "joins.0")) for name in learned)
+
+
+def test_parameters_of_coarse_maps_are_counted() -> None:
+    """A convolution of one pixel per supervised stride, with bias."""
+    model = _supervised()
+    assert (
+        decoder_parameters(model.method, 3) == model.count_parameters()["decoder"] + model.count_parameters()["other"]
+    )
+    extra = sum(p.numel() for n, p in model.named_parameters() if "coarse_heads" in n)
+    assert extra == 3 * (2 * WIDTH + 1) + 3 * (32 + 1)

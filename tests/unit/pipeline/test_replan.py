@@ -166,6 +166,28 @@ def test_assumed_hardware_that_is_then_given_is_no_assumption(
     assert run(workspace)[0].budget.gpu_memory_gib == 12.0
 
 
+def test_an_edited_budget_says_that_it_is(workspace: Workspace) -> None:
+    """Its reason is not that of the figure that was there before, in any later run; the others keep theirs."""
+    before = load_plan(workspace.plan_file(DATASET)).budget
+    edit(workspace, "budget", "gpu_memory_gib", value=24.0)
+    for _ in range(2):
+        budget = run(workspace)[0].budget
+        assert budget.gpu_memory_gib == 24.0
+        assert budget.reason == before.reason.replace("GPU memory assumed", "GPU memory set by hand")
+    edit(workspace, "budget", "gpu_memory_gib", value=hardware.ASSUMED_GPU_GIB)
+    assert "GPU memory set by hand" in run(workspace)[0].budget.reason
+    edit(workspace, "budget", value={**budget.model_dump(), "cpu_minutes": 7.0, "reason": "as my colleague has it"})
+    assert run(workspace)[0].budget.reason == "as my colleague has it"
+
+
+def test_an_edited_budget_is_told_without_the_copy(workspace: Workspace) -> None:
+    """Another figure than the one that is always assumed cannot have been assumed."""
+    edit(workspace, "budget", "gpu_memory_gib", value=24.0)
+    record_file(workspace.plan_file(DATASET)).unlink()
+    budget = run(workspace)[0].budget
+    assert (budget.gpu_memory_gib, "GPU memory set by hand" in budget.reason) == (24.0, True)
+
+
 def test_giving_an_edit_back(workspace: Workspace) -> None:
     """Without its source it is the rule's again."""
     edit(workspace, *RECIPE, "input_size", "value", value=448)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import Configuration, Decided, Plan, Recipe
-from samunet.artifacts.plan_document import reduced, resolved
+from samunet.artifacts.plan_document import marked, reduced, resolved
 from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError
-from samunet.planners import memory
+from samunet.planners import memory, sizes
 from samunet.planners.edits import Edits, edits_of, places_by_user
-from samunet.planners.planner import make_plan
+from samunet.planners.planner import facts_of_plan, make_plan
 from tests import planning_facts as facts
 
 FINGERPRINT = facts.fingerprint([facts.case(shape=(40, 200, 200))] * 6)
@@ -101,15 +102,15 @@ def test_the_predicted_memory_is_that_of_the_edits() -> None:
 
 
 def test_schedules_follow_epochs_and_minutes() -> None:
-    """Warm-up and average follow edited epochs, the steps on a CPU edited minutes."""
+    """Warm-up and average follow edited epochs, the pixels that a CPU trains on edited minutes."""
     short = recipe(edited({("configurations", "2d", *RECIPE, "epochs"): 2}))
     assert short.warmup_steps.value == int(0.1 * 2 * short.iterations.value)
     cpu = ("configurations", "2d", "recipes", "none", "cpu", "minutes")
-    steps = [
-        r.iterations.value * r.epochs.value
+    pixels = [
+        r.iterations.value * r.epochs.value * r.input_size.value**2
         for r in (recipe(p, "2d", "none", "cpu") for p in (plan(), edited({cpu: 10.0})))
     ]
-    assert steps[1] < steps[0] / 2
+    assert pixels[1] < pixels[0] / 2
 
 
 def test_a_slab_depth_is_planned_around() -> None:
@@ -188,3 +189,128 @@ def test_the_memory_model_agrees_with_an_edited_recipe() -> None:
         checkpointing=chosen.checkpointing.value,
     )
     assert chosen.memory_gib.value == memory.memory_gib(load)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("target_spacing",), [0, 1, 1], "target_spacing.value.0"),
+        (("target_spacing",), [-1, 1, 1], "target_spacing.value.0"),
+        (("target_spacing",), [float("inf"), 1, 1], "target_spacing.value.0"),
+        (("normalization",), [], r"normalization: expected one entry for each of 1 channels \(MRI\), found 0"),
+        (("normalization",), [{"scheme": "zscore"}] * 2, "found 2"),
+        (("normalization",), [{"scheme": "ct", "std": -1.0}], "normalization.value.0.std"),
+        (("normalization",), [{"scheme": "window_to_01"}], "lower end below the upper"),
+        (
+            ("configurations", "2d_medsam", "normalization"),
+            [],
+            r"configurations\.2d_medsam\.normalization: expected one",
+        ),
+        (("frame",), {"slice_axis": 0, "orientation": "SAR", "spacing": [-1, 1, 1]}, "frame.value.spacing.0"),
+        (("frame",), {"slice_axis": 0, "orientation": "SIR", "spacing": [1, 1, 1]}, "one of L and R, .* found S, I, R"),
+        (("frame",), {"slice_axis": 0, "orientation": "SAX", "spacing": [1, 1, 1]}, "found S, A, X"),
+        (
+            ("configurations", "2d", *RECIPE, "intensity_map"),
+            {"kind": "unit", "lower": [1.0], "upper": [1.0]},
+            "each lower bound below its upper",
+        ),
+    ],
+)
+def test_impossible_values_are_one_fault_with_their_place(place: tuple[str, ...], value: Any, words: str) -> None:
+    """What no dataset can have is refused when the file is read, before anything is planned around it."""
+    if place == ("frame",):
+        value = {**value, "orientation": list(value["orientation"])}
+    with pytest.raises(ConfigError, match=words) as caught:
+        edited({place: value})
+    assert "1 fault\n" in str(caught.value)
+
+
+@pytest.mark.parametrize("figure", ["gpu_memory_gib", "cpu_minutes"])
+@pytest.mark.parametrize("value", [0, -8.0])
+def test_hardware_that_there_is_not_is_one_fault(figure: str, value: float) -> None:
+    """No memory or no minutes are the budget's fault, not that of every recipe."""
+    content = plan().model_dump(mode="json")
+    content["budget"][figure] = value
+    with pytest.raises(ConfigError, match=f"1 fault\n  - budget.{figure}: Input should be greater than 0"):
+        parse_schema(Plan, content, context={"edited": True})
+
+
+def test_an_orientation_of_no_case_is_refused() -> None:
+    """Nothing was measured along its axes; the message names those that there are."""
+    frame = plan().frame.value.model_dump(mode="json")
+    with pytest.raises(ConfigError) as caught:
+        edited({("frame",): {**frame, "orientation": ["I", "A", "R"]}})
+    assert all(words in str(caught.value) for words in ("frame", "expected: S-A-R", "found: I-A-R", "--overwrite-plan"))
+    turned = facts.fingerprint([facts.case(shape=(40, 200, 200), codes=("I", "P", "R"))] * 6)
+    pinned = Edits(choices={"frame": Decided(**{**user(plan().frame.value)})})
+    with pytest.raises(ConfigError, match="no case has the orientation"):
+        make_plan(turned, facts.description(), facts.budget(), edits=pinned)
+
+
+@pytest.mark.parametrize("place", [("normalization",), ("configurations", "2d_medsam", "normalization")])
+def test_intensities_for_other_channels_are_refused(place: tuple[str, ...]) -> None:
+    """An edit that outlives the dataset it was made for names both numbers."""
+    edits = edits_of(edited({place: [{"scheme": "zscore"}]}))
+    names = ("T1", "T2")
+    with pytest.raises(ConfigError, match="normalization: the number of entries") as caught:
+        make_plan(
+            facts.fingerprint([facts.case()] * 6, channels=names),
+            facts.description(channels=names),
+            facts.budget(),
+            edits=edits,
+        )
+    assert all(words in str(caught.value) for words in ("expected: 2, for T1, T2", "found: 1", "--overwrite-plan"))
+
+
+def test_recipes_of_the_users_own_are_planned_with_the_others() -> None:
+    """Weights that the rules plan none for in a configuration stay there, for both devices, in every round."""
+    record = reduced(plan().model_dump(mode="json"))
+    content = reduced(plan().model_dump(mode="json"))
+    own = content["configurations"]["2d"]["recipes"]["none"]["cpu"]
+    content["configurations"]["2d_medsam"]["recipes"]["none"] = {"cpu": own}
+    found = parse_schema(Plan, resolved(marked(content, record)), context={"edited": True})
+    for _ in range(2):
+        found = plan(edits_of(found))
+        recipes = found.configurations["2d_medsam"].recipes
+        assert list(recipes) == ["medsam", "sam", "none"]
+        assert recipes["none"]["cpu"].input_size.by_user
+        assert not recipes["none"]["gpu"].input_size.by_user
+
+
+def test_overlaps_are_planned_around() -> None:
+    """Tiles that overlap more are more of the same size, and cost views, as do slabs that overlap more."""
+    at = ("configurations", "2d", "recipes", "none", "cpu")
+    fine = {("target_spacing",): [1.0, 0.2, 0.2], (*at, "input_size"): 224}
+    tiles = [
+        recipe(edited({**fine, ("configurations", "2d", "tile_overlap"): overlap}), "2d", "none", "cpu")
+        for overlap in (0.5, 0.75)
+    ]
+    counts = [int(re.findall(r"so (\d+) x", found.tile_vox.reason)[0]) for found in tiles]
+    assert counts[1] > 1.5 * counts[0]
+    assert seconds(tiles[1]) > 3 * seconds(tiles[0])
+    slabs = [
+        recipe(edited({("configurations", "3d", "depth_overlap"): overlap}), "3d", "none", "cpu")
+        for overlap in (0.0, 0.7)
+    ]
+    assert seconds(slabs[1]) == pytest.approx(3 * seconds(slabs[0]), rel=0.1)
+
+
+def test_a_presets_recipe_is_planned_with_the_overlaps_too() -> None:
+    """Facts in a configuration hold its overlaps."""
+    found = edited({("configurations", "2d", "tile_overlap"): 0.25, ("configurations", "3d", "depth_overlap"): 0.7})
+    overlaps = [
+        (own.tile_overlap, own.depth_overlap)
+        for own in (facts_of_plan(found, FINGERPRINT, configuration=name) for name in ("2d", "3d"))
+    ]
+    assert overlaps == [(0.25, 0.0), (0.5, 0.7)]
+
+
+def test_tiles_that_overlap_almost_whole_are_planned_at_once() -> None:
+    """Their number is computed, not counted up."""
+    plane = sizes.InPlane(typical_vox=60_000, largest_vox=60_000, width_vox=0.0, resolution=1.0)
+    assert sizes.tile(plane, 224, wanted=1120, overlap=1 - 1e-9)[0] <= 224
+
+
+def seconds(found: Recipe) -> float:
+    """How long a recipe's reason says that a volume takes per view."""
+    return float(re.findall(r"about ([\d.e+]+) s per view", found.mirror_views.reason)[0])

@@ -26,6 +26,7 @@ STEPS = {
     "depth convolutions": ("vit_xs", 224, "ma_sam", "fp32", "upstream", {"slab_depth": 2, "slices": 2}),
     "high frequencies": ("vit_t_xs", 224, "sam_adapter", "fp32", "upstream", {}),
     "side path": ("vit_t_xs", 224, "side_path", "fp32", "upstream", {}),
+    "deep supervision": ("vit_t_xs", 224, "side_path_supervised", "fp32", "upstream", {}),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from samunet.artifacts.checkpoint import BaseWeights
 from samunet.artifacts.method import DepthAttention, Lora, Method
-from samunet.artifacts.plan import Plan, Recipe, ResolvedRecipe
+from samunet.artifacts.plan import ChannelNormalization, Decided, IntensityMap, Plan, Recipe, ResolvedRecipe
 from samunet.artifacts.pretraining import Pretrained, write_pretrained
 from samunet.artifacts.workspace import Workspace
 from samunet.cli.train import method_change
@@ -18,7 +18,13 @@ from samunet.core.config import save_schema
 from samunet.core.errors import ConfigError, UsageError
 from samunet.pipeline.training_run import TrainingRequest, resolve
 from samunet.planners import peft
-from samunet.planners.method_recipes import changed_recipe, rank_changes, with_changes
+from samunet.planners.method_recipes import (
+    automatic_recipe,
+    changed_recipe,
+    preset_recipe,
+    rank_changes,
+    with_changes,
+)
 from samunet.planners.planner import make_plan
 from samunet.planners.presets import PRESETS
 from tests import planning_facts as facts
@@ -83,6 +89,51 @@ def test_what_was_edited_by_hand_stays(plan: Plan) -> None:
     for field in edits:
         assert getattr(after, field) == getattr(edited, field)
     assert after.tile_vox == edited.tile_vox
+
+
+def normalized(plan: Plan, **recipes: Any) -> Plan:
+    """The plan with a window from 0 to 1 as the own normalization of configuration 2d, and other recipes there."""
+    window = (ChannelNormalization(scheme="window_to_01", lower=-160.0, upper=240.0),)
+    own_one = plan.configurations["2d"].model_copy(update={"normalization": decided(window), **recipes})
+    return plan.model_copy(update={"configurations": {**plan.configurations, "2d": own_one}})
+
+
+def intensities(plan: Plan, weights: str, device: str = "gpu", preset: str = "", **asked: Any) -> IntensityMap:
+    """What a recipe that is no planned one maps stored intensities to."""
+    common = {"configuration": "2d", "weights": weights, "device": device, **asked}
+    if preset:
+        return preset_recipe(PRESETS[preset], plan, FINGERPRINT, **common).intensity_map.value
+    return automatic_recipe(plan, FINGERPRINT, backbone="vit_t", changes={}, **common).intensity_map.value
+
+
+def test_intensities_are_those_of_the_weights_asked_for(plan: Plan) -> None:
+    """A configuration of its own normalization gives each kind its own map, of what is stored there."""
+    edited = normalized(plan)
+    assert intensities(edited, "none").kind == "identity"
+    assert intensities(edited, "mobile_sam") == IntensityMap(kind="sam_pixels", lower=(0.0,), upper=(1.0,))
+    assert intensities(edited, "medsam", preset="samed") == IntensityMap(kind="unit", lower=(0.0,), upper=(1.0,))
+    assert intensities(edited, "mobile_sam", from_random=True).kind == "identity"
+
+
+def test_intensities_need_no_recipe_of_the_plan(plan: Plan) -> None:
+    """Nor one for this class of device."""
+    recipes = plan.configurations["2d"].recipes
+    for left in ({}, {"sam": {"cpu": recipes["sam"]["cpu"]}}):
+        assert intensities(normalized(plan, recipes=left), "sam", preset="samed").kind == "sam_pixels"
+
+
+def test_a_map_that_comes_with_the_configuration_or_the_user_is_kept(plan: Plan) -> None:
+    """MedSAM's scaling of every slice for all weights, the user's map for the weights it was given for."""
+    for weights in ("none", "mobile_sam"):
+        assert intensities(plan, weights, configuration="2d_medsam").kind == "unit_per_slice"
+    mine = IntensityMap(kind="sam_pixels", lower=(-3.0,), upper=(3.0,))
+    recipes = plan.configurations["2d"].recipes
+    marked = Decided(value=mine, reason="I know", source="user")
+    changed_sam = recipes["sam"]["gpu"].model_copy(update={"intensity_map": marked})
+    edited = normalized(plan, recipes={**recipes, "sam": {**recipes["sam"], "gpu": changed_sam}})
+    assert intensities(edited, "sam", preset="samed") == mine
+    assert intensities(edited, "medsam", preset="samed").kind == "unit"
+    assert intensities(edited, "sam", "cpu", preset="samed") != mine
 
 
 @pytest.mark.parametrize("change", [{"depth.kind": "none"}, {"depth": {"kind": "none"}}])

@@ -7,6 +7,7 @@ import pytest
 from samunet.artifacts.method import Method
 from samunet.artifacts.plan import Plan, Recipe
 from samunet.core.errors import ConfigError, UsageError
+from samunet.planners import schedule
 from samunet.planners.planner import make_plan
 from samunet.planners.method_recipes import automatic_recipe, preset_recipe, with_changes
 from samunet.planners.presets import PRESETS, get_preset
@@ -98,6 +99,24 @@ def test_a_rate_of_another_optimizer_is_not_taken(plan: Plan) -> None:
         assert "SGD" in getattr(published, field).reason
     assert published.learning_rate.value < PRESETS["nnsam"].published.learning_rate / 2
     assert published.epochs.value == 1000
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_the_average_spans_the_published_steps(plan: Plan, device: str) -> None:
+    """On a small dataset a publication's epochs are few steps; the average is planned for these, not for the rule's."""
+    published = recipe(plan, "samed", published=True, device=device)
+    steps = published.iterations.value * published.epochs.value
+    assert published.minutes.value is None
+    assert (published.ema_decay.value, published.ema_decay.reason) == schedule.ema_decay(steps)
+    assert published.epochs.reason == published.iterations.reason == "published with samed"
+
+
+def test_no_reason_speaks_of_random_weights_where_there_are_none(plan: Plan) -> None:
+    """MedSAM's way trains a whole pretrained encoder."""
+    found = recipe(plan, "medsam")
+    reasons = [getattr(found, name).reason for name in type(found).model_fields]
+    assert found.weight_decay.value == 0.05
+    assert [reason for reason in reasons if "random" in reason] == []
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,49 @@ def test_intensity_maps_by_weights_and_normalization() -> None:
     assert (rgb.lower, rgb.upper) == ((0.0,), (1.0,))  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("scheme", ["rgb_to_01", "rescale_to_01", "window_to_01", "percentiles_to_01"])
+def test_what_is_stored_from_0_to_1_is_mapped_from_0_to_1(scheme: str) -> None:
+    """Whatever the foreground was measured to be, and the reason says so instead of naming percentiles."""
+    channel = ChannelNormalization(scheme=scheme, lower=-160.0, upper=240.0)  # type: ignore[arg-type]
+    for weights in ("sam", "medsam"):
+        found, reason = rules.intensity_map(weights, [channel], [facts.STATISTICS], [facts.SCORES])  # type: ignore[arg-type]
+        assert (found.lower, found.upper) == ((0.0,), (1.0,))
+        assert f"0.00 to 1.00 (all that {scheme} stores)" in reason
+
+
+def test_the_reason_of_an_intensity_map_says_where_its_range_comes_from() -> None:
+    """Measured, given by a clip, or assumed; per channel where they differ."""
+    ct = ChannelNormalization(scheme="ct", mean=40.0, std=100.0, lower=-60.0, upper=140.0)
+    plain, rgb = ChannelNormalization(scheme="none"), ChannelNormalization(scheme="rgb_to_01")
+
+    def reason(*channels: ChannelNormalization, measured: bool = True) -> str:
+        known = [facts.STATISTICS if measured else None] * len(channels)
+        return rules.intensity_map("sam", channels, known, [])[1]
+
+    assert "-60.00 to 260.00 (percentiles 0.5 to 99.5 of the foreground as stored)" in reason(plain)
+    assert "-2.00 to 2.00 (assumed, as no foreground was measured)" in reason(plain, measured=False)
+    assert "-1.00 to 1.00 (what the clip leaves)" in reason(ct, measured=False)
+    # the clip of an edited window leaves less than was measured
+    assert "-1.00 to 1.00 (percentiles" in reason(ct)
+    assert "-2.00 to 2.00 (assumed, as no foreground was measured), 0.00 to 1.00 (all" in reason(
+        plain, rgb, measured=False
+    )
+
+
 def test_intensity_map_is_never_empty() -> None:
     """Constant foreground still gives a range to divide by."""
     flat = facts.SCORES.model_copy(update={"lower": 1.0, "upper": 1.0})
     found, _ = rules.intensity_map("sam", [ChannelNormalization(scheme="zscore")], [facts.STATISTICS], [flat])
     assert found.upper[0] - found.lower[0] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("length", "coheres"), [(3.0, False), (6.0, False), (6.5, True)])
+def test_nothing_is_expected_of_depth_where_labels_do_not_cohere(length: float, coheres: bool) -> None:
+    """Slabs are then as thin as they can be, for the methods that need them, and the reason claims nothing."""
+    held = {"organ": facts.structure(coherence=(0.0, 0.8, 0.8), coherence_mm=(length, 9.0, 9.0))}
+    cases = [facts.case(shape=(30, 100, 100), spacing=(6, 1, 1), structures=held)] * 4
+    frame, _ = rules.frame(facts.fingerprint(cases), (6, 1, 1))
+    depth, reason = rules.slab_depth(cases, frame, rules.slab_shapes(cases, frame, (6, 1, 1)), 6.0)
+    assert depth == rules.LEAST_SLAB
+    assert ("nothing is expected of depth" in reason) != coheres
+    assert ("to both sides" in reason) == coheres

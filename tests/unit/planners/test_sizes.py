@@ -73,10 +73,17 @@ def test_a_forced_small_input_accepts_two_voxels_per_cell() -> None:
 
 def test_wide_structures_accept_coarser_cells() -> None:
     """A structure 28 voxels wide accepts cells of 3.5 voxels, but never more than 4."""
-    assert sizes.coarsest_cell(plane(100, width=10)) == 2.0
-    assert sizes.coarsest_cell(plane(100, width=28)) == 3.5
-    assert sizes.coarsest_cell(plane(100, width=400)) == 4.0
+    limits = [sizes.coarsest_cell(plane(100, width=width), few_steps=False) for width in (0, 10, 28, 400)]
+    assert limits == [2.0, 2.0, 3.5, 4.0]
     assert sizes.tile(plane(200, width=28), 224, wanted=896)[0] == 200
+
+
+def test_few_steps_see_more_of_a_slice() -> None:
+    """Cells may then span five voxels, but never more than twice the thinnest structure."""
+    limits = [sizes.coarsest_cell(plane(100, width=width), few_steps=True) for width in (0, 0.5, 1.5, 2.5, 28, 400)]
+    assert limits == [2.0, 2.0, 3.0, 5.0, 5.0, 5.0]
+    assert sizes.tile(plane(128, width=3), 112, wanted=448, few_steps=True)[0] == 128
+    assert sizes.tile(plane(128, width=3), 112, wanted=448)[0] < 128
 
 
 def test_huge_slices_are_tiled() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
-from samunet.artifacts.plan import Plan
-from samunet.planners.edits import decisions
-from samunet.planners.planner import make_plan
-from samunet.planners.what_if import CPU_MINUTES, Place, what_ifs
+from samunet.artifacts.plan import Decided, Plan
+from samunet.planners import sizes
+from samunet.planners.edits import Edits, decisions
+from samunet.planners.planner import facts_of_plan, make_plan
+from samunet.planners.what_if import CPU_MINUTES, Place, _by_facts, _input_size, what_ifs
 from samunet.planners.words import short
 from tests import planning_facts as facts
 
@@ -138,6 +140,60 @@ def test_labelled_slices_and_coherence_are_the_rules(found: Mapping[Place, tuple
     held = {"organ": facts.structure(coherence_mm=(12.0 * factor * (1.02 if factor > 1 else 0.98), 9.0, 9.0))}
     changed = plan([case.model_copy(update={"structures": held}) for case in CASES])
     assert changed.configurations["3d"].slab_depth.value == depth != plan().configurations["3d"].slab_depth.value
+
+
+def test_a_depth_is_named_for_the_shapes_that_it_is_planned_from() -> None:
+    """Volumes that resampling would deepen are as shallow as they come, for the plan and for its page."""
+    shallow = [facts.case(shape=(4, 240, 240), spacing=(9, 1, 1))] * 9
+    finer = Decided[Any](value=(5.5, 1.0, 1.0), reason="finer", source="user")
+
+    def planned(coherence_mm: float) -> tuple[Plan, Fingerprint]:
+        held = {"organ": facts.structure(coherence_mm=(coherence_mm, 9.0, 9.0))}
+        known = measured([case.model_copy(update={"structures": held}) for case in shallow])
+        edits = Edits(choices={"target_spacing": finer})
+        return make_plan(known, facts.description(), facts.budget(**BUDGET), edits=edits), known
+
+    found, known = planned(40.0)
+    now = found.configurations["3d"].slab_depth.value
+    sentence = dict(_by_facts(found, known))["configurations", "3d", "slab_depth"]
+    factor, depth = number(sentence, r"cohere ([\d.]+) times"), number(sentence, r": (\d)$")
+    changed, _ = planned(40.0 * factor * 0.98)
+    assert changed.configurations["3d"].slab_depth.value == depth != now
+
+
+@pytest.mark.parametrize("side", [1, 2, 56, 61, 240, 1003, 3000])
+def test_the_nearest_sizes_of_slices_are_named(side: int) -> None:
+    """The search finds what trying every size would, below and above."""
+    pictures = [facts.case(shape=(1, side, side), spacing=(999, 1, 1))] * 4
+    found, known = plan(pictures), measured(pictures)
+    facts_now = facts_of_plan(found, known)
+    for grid in (sizes.SAM_GRID, sizes.FINE_GRID):
+
+        def wanted(vox: int, grid: sizes.Grid = grid) -> int:
+            return sizes.wanted_input(replace(facts_now.plane, typical_vox=vox), grid)[0]
+
+        sentence = _input_size(facts_now, grid)
+        now = wanted(side)
+        above = [vox for vox in range(side + 1, 8 * side + 64) if wanted(vox) != now][:1]
+        below = [vox for vox in range(side - 1, 0, -1) if wanted(vox) != now][:1]
+        named = [int(vox) for vox in re.findall(r"typical slices of (\d+) voxels", sentence)]
+        assert named == [*above, *below]
+
+
+def test_huge_slices_are_not_searched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few dozen sizes are tried, however large slices are."""
+    tried: list[int] = []
+    plane = sizes.InPlane(typical_vox=200_000, largest_vox=200_000, width_vox=0.0, resolution=1.0)
+    asked = sizes.wanted_input
+
+    def counted(plane: sizes.InPlane, grid: sizes.Grid) -> tuple[int, str]:
+        tried.append(plane.typical_vox)
+        return asked(plane, grid)
+
+    known = replace(facts_of_plan(plan(), measured()), plane=plane)
+    monkeypatch.setattr(sizes, "wanted_input", counted)
+    assert "px for typical slices of" in _input_size(known, sizes.SAM_GRID)
+    assert len(tried) < 60
 
 
 def rank_at(slices: int) -> int:

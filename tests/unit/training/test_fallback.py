@@ -15,11 +15,12 @@ from samunet.artifacts.method import Method, PromptMethod
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
 from samunet.artifacts.plan import Recipe, ResolvedRecipe, strip_reasons
 from samunet.core.labels import IGNORE_INDEX
+from samunet.models.device import ran_out
 from samunet.models.sam.network import build_network
 from samunet.models.segmentation import SegmentationModel
 from samunet.planners import memory
 from samunet.training.data import Sample
-from samunet.training.fallback import Footprint, Ladder, Volatile, in_advance, ladder_of, predicted_gib, ran_out
+from samunet.training.fallback import Footprint, Ladder, Volatile, in_advance, ladder_of, predicted_gib
 from samunet.training.gradients import accumulate
 from samunet.training.objective import Objective, SemanticObjective
 from samunet.training.prompted import NO_CLICK, PromptedObjective, PromptedSample
