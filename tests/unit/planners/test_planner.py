@@ -95,12 +95,12 @@ def test_spacing_that_varies_tenfold() -> None:
 
 
 def test_pathology_like_images_are_tiled() -> None:
-    """4096 voxels a side are cut into tiles on every device."""
+    """4096 voxels a side are cut into tiles on every device, on a CPU with coarser cells."""
     found = plan([facts.case(shape=(1, 4096, 4096), spacing=(999, 1, 1))] * 3)
     for device in DEVICE_CLASSES:
         chosen = recipe(found, "none", device)
         assert chosen.tile_vox < 1200
-        assert chosen.tile_vox * 4 / chosen.input_size < 4.7
+        assert chosen.tile_vox * 4 / chosen.input_size < {"gpu": 4.7, "cpu": 5.8}[device]
 
 
 def test_a_cpu_gets_at_least_three_hundred_steps() -> None:
