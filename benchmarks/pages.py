@@ -12,7 +12,18 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import ablations, attention, depth, large_backbones, methods, padding, prompts, recipe, sizes
+from benchmarks import (
+    ablations,
+    attention,
+    depth,
+    large_backbones,
+    methods,
+    padding,
+    prompts,
+    rank_probe,
+    recipe,
+    sizes,
+)
 from benchmarks.cells import RESULTS
 from samunet.core.files import read_json, write_text
 
@@ -26,6 +37,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "attention": lambda: attention.markdown(read_json(RESULTS / "attention.json")),
     "padding": lambda: padding.table(read_json(RESULTS / "padding.json")),
     "recipe": lambda: recipe.table(read_json(RESULTS / "recipe.json")),
+    "rank_probe": lambda: rank_probe.table(read_json(RESULTS / "rank_probe.json")),
     "sizes": lambda: sizes.table(read_json(RESULTS / "sizes.json")),
     "large_backbones": lambda: large_backbones.table(read_json(RESULTS / "large_backbones.json")),
 }
