@@ -143,14 +143,14 @@ def learning_rate(method: Method, *, weights: WeightsKind, batch: int) -> tuple[
     whole = method.decoder.train == "full"
     reference, (low, high) = _LORA_RATES[whole]
     projections = max(1.0, len(lora.targets) / len(LORA_TARGETS))
-    raw = reference * (LEAST_RANK / (lora.rank * projections)) * math.sqrt(batch / _REFERENCE_BATCH)
+    raw = reference * LEAST_RANK / (lora.rank * projections)
+    falling = f"falling with the rank (here {lora.rank}) and the number of adapted projections ({len(lora.targets)})"
+    if whole:
+        raw *= math.sqrt(batch / _REFERENCE_BATCH)
+        falling += f", at a batch other than {_REFERENCE_BATCH} with its square root (here {batch})"
     value = float(f"{min(high, max(low, raw)):.2g}")
     words = "a whole decoder beside LoRA may not start to learn at more" if whole else "as SAMed's"
-    return value, (
-        f"{reference:g} at rank {LEAST_RANK}, q and v and batch {_REFERENCE_BATCH} ({words}), falling with the rank (here "
-        f"{lora.rank}), the number of adapted projections ({len(lora.targets)}) and the square root of the batch (here "
-        f"{batch}), within {low:g} to {high:g}"
-    )
+    return value, f"{reference:g} at rank {LEAST_RANK}, q and v ({words}), {falling}, within {low:g} to {high:g}"
 
 
 def learning_rate_from_random() -> tuple[float, str]:

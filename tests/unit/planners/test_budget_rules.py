@@ -187,7 +187,9 @@ def test_learning_rates() -> None:
     assert peft.learning_rate(lora(4, ("q", "k", "v", "o")), weights="sam", batch=24)[0] == 1e-3
     assert peft.learning_rate(lora(8), weights="sam", batch=1)[0] == 5e-4
     in_parts = METHODS["lora"].model_copy(update={"decoder": DecoderMethod(train="lora")})
-    assert peft.learning_rate(in_parts, weights="sam", batch=24)[0] == 5e-3
+    assert [peft.learning_rate(in_parts, weights="sam", batch=batch)[0] for batch in (4, 24)] == [5e-3, 5e-3]
+    in_parts = lora(8).model_copy(update={"decoder": DecoderMethod(train="lora")})
+    assert peft.learning_rate(in_parts, weights="sam", batch=4)[0] == 2.5e-3
     assert peft.learning_rate(METHODS["full"], weights="sam", batch=8)[0] <= 1e-4
     assert peft.learning_rate(METHODS["full"], weights="none", batch=8)[0] == peft.FROM_SCRATCH_RATE
 
