@@ -12,9 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, plan, run_cells
+from benchmarks.cells import RESULTS, Cell, plan, run_cells, stored
 from benchmarks.methods import base_words, row
-from samunet.core.files import read_json
 
 TABLE = "ablations"
 BACKBONE, OTHER_BACKBONE = "vit_xs", "vit_t_xs"
@@ -71,7 +70,7 @@ def main() -> None:
     if not options.table:
         plan(options.data, options.workspace, options.minutes, ("2d", "2.5d", "3d"))
         run_cells(cells(options), TABLE, options.workspace)
-    print(tables(read_json(RESULTS / f"{TABLE}.json")))
+    print(tables(stored(RESULTS / f"{TABLE}.json")))
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:

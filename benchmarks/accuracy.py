@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cells import POINTS, RESULTS, paired, span_of
+from benchmarks.cells import POINTS, RESULTS, paired, span_of, stored
 from benchmarks.methods import row
 from benchmarks.pretraining import NONE, SELF, SETUPS, SUPERVISED, SYNTHETIC
-from samunet.core.files import atomic_path, read_json
+from samunet.core.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,6 @@ Rows = Sequence[Mapping[str, Any]]
 def main() -> None:
     """Draw the plots and print the tables."""
     for name, draw in (("minutes", draw_minutes), ("few_cases", draw_few_cases)):
-        PICTURES.mkdir(parents=True, exist_ok=True)
         save(PICTURES / f"{name}.svg", draw)
     print(minutes_table(), few_cases_table(), sep="\n\n")
 
@@ -39,7 +38,7 @@ def main() -> None:
 def results(name: str) -> Rows:
     """Finished rows of a results file; none where the file is missing."""
     file = RESULTS / f"{name}.json"
-    content = read_json(file) if file.is_file() else {}
+    content = stored(file)
     return [cell for cell in content.values() if "case_dice" in cell]
 
 

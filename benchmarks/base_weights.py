@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.cells import RESULTS
+from benchmarks.cells import RESULTS, stored
 from benchmarks.shapes import random_image
 from benchmarks.synthetic_weights import SIDE, Image, optimise, random_view, train_encoder
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
 from samunet.artifacts.plan import IntensityMap
-from samunet.core.files import atomic_path, read_json, sha256_file, write_json
+from samunet.core.files import atomic_path, sha256_file, write_json
 from samunet.inference.encode import map_intensities
 from samunet.inference.simulation import clicks, error_click, jittered_box, largest_object, tight_box
 from samunet.models.decoders.promptable import PromptBatch, predict_prompted
@@ -70,7 +70,7 @@ def main() -> None:
     }
     write_json(options.output.with_suffix(".json"), facts)
     table = RESULTS / "base_weights.json"
-    write_json(table, {**(read_json(table) if table.is_file() else {}), options.backbone: facts})
+    write_json(table, {**stored(table), options.backbone: facts})
     print(f"{options.output}: {steps} steps, held-out IoU {scores}, without any model {floors}")
 
 

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -88,16 +88,39 @@ def run_cells(cells: Sequence[Cell], table: str, workspace: Path, *, fold: str =
         fold: Fold to train.
     """
     file = RESULTS / f"{table}.json"
-    results: dict[str, Any] = read_json(file) if file.is_file() else {}
+    results: dict[str, Any] = stored(file)
     for cell in cells:
         if cell.name in results and "failed" not in results[cell.name]:
             continue
         outcome = same_run(cell, fold) or run_cell(cell, workspace, fold=fold)
-        results = read_json(file) if file.is_file() else {}
+        results = stored(file)
         results[cell.name] = outcome
         write_json(file, dict(sorted(results.items())))
         print(f"{cell.name}: {outcome.get('mean_dice', outcome.get('failed'))}", flush=True)
     return results
+
+
+def stored(file: Path) -> dict[str, Any]:
+    """What a results file holds now; nothing where there is none yet."""
+    found: dict[str, Any] = read_json(file) if file.is_file() else {}
+    return found
+
+
+def run_table(
+    options: Any, table: str, cells: Callable[[Path, Any], Sequence[Cell]], show: Callable[[dict[str, Any]], str]
+) -> None:
+    """Plan the datasets, run the cells that are missing and print the table; with ``--table`` only print it.
+
+    Args:
+        options: Of the command: data, minutes, workspace and table.
+        table: Name of the results file.
+        cells: Of a dataset.
+        show: Markdown of the results.
+    """
+    for data in [] if options.table else options.data:
+        plan(data, options.workspace, options.minutes)
+        run_cells(cells(data, options), table, options.workspace)
+    print(show(stored(RESULTS / f"{table}.json")))
 
 
 def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:

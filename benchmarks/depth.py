@@ -11,9 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, paired, plan, run_cells
+from benchmarks.cells import RESULTS, Cell, paired, plan, run_cells, stored
 from benchmarks.methods import row
-from samunet.core.files import read_json
 
 TABLE = "depth"
 CONFIGURATIONS = ("2d", "2.5d", "3d")
@@ -41,7 +40,7 @@ def main() -> None:
             for name in CONFIGURATIONS
         ]
         run_cells(made, TABLE, options.workspace)
-    print(table(read_json(RESULTS / f"{TABLE}.json")))
+    print(table(stored(RESULTS / f"{TABLE}.json")))
 
 
 def table(results: dict[str, Any]) -> str:

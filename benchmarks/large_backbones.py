@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cells import RESULTS
+from benchmarks.cells import RESULTS, stored
 from benchmarks.methods import row
 from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.method import Method, summarise
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
 from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, ResolvedRecipe
-from samunet.core.files import read_json, sha256_file, write_json
+from samunet.core.files import sha256_file, write_json
 from samunet.models.build import BuiltModel, build_model
 from samunet.models.decoders.promptable import PromptBatch
 from samunet.models.sam.network import build_network
@@ -66,7 +66,7 @@ def main() -> None:
         print(json.dumps(one_row(options.one[0], options.one[1], options.folder)))
         return
     file = RESULTS / f"{TABLE}.json"
-    results: dict[str, Any] = read_json(file) if file.is_file() else {}
+    results: dict[str, Any] = stored(file)
     for backbone in options.backbone:
         base_file(backbone, options.folder)
         for method in METHODS:

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, plan, run_cells
+from benchmarks.cells import RESULTS, Cell, plan, run_cells, stored
 from samunet.artifacts.method import Method, summarise
 from samunet.artifacts.model_spec import get_spec
-from samunet.core.files import read_json
 from samunet.planners.counts import decoder_parameters, encoder_adapter_parameters
 from samunet.planners.presets import PRESETS, Preset
 from samunet.planners.rules import MOST_SLAB
@@ -59,7 +58,7 @@ def main() -> None:
     if not options.table:
         plan(options.data, options.workspace, options.minutes, ("2d", "2.5d", "3d", "2d_medsam"))
         run_cells(cells(options), TABLE, options.workspace)
-    print(table(read_json(RESULTS / f"{TABLE}.json")))
+    print(table(stored(RESULTS / f"{TABLE}.json")))
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import PLANNED_THREADS, THREADS, scores_of
+from benchmarks.cells import PLANNED_THREADS, THREADS, scores_of, stored
 from samunet.artifacts.checkpoint import read_manifest
 from samunet.core.files import read_json, write_json
 from samunet.datasets.raw import load_raw_dataset
@@ -49,15 +49,15 @@ def main() -> None:
             configuration = options.configuration or "recommended"
             name = f"{data.name} fold {options.fold} {configuration} {options.device} {minutes:g} min"
             name += " of one thread" if options.cpu_clock else ""
-            if options.again or not is_complete(stored().get(name)):
+            if options.again or not is_complete(finished().get(name)):
                 result = run_cell(data, minutes, name, options)
-                write_json(RESULTS, dict(sorted({**stored(), name: result}.items())))
-    print(table(stored()))
+                write_json(RESULTS, dict(sorted({**finished(), name: result}.items())))
+    print(table(finished()))
 
 
-def stored() -> dict[str, dict[str, Any]]:
+def finished() -> dict[str, dict[str, Any]]:
     """What the results file holds now; another process may have added to it."""
-    return read_json(RESULTS) if RESULTS.is_file() else {}
+    return stored(RESULTS)
 
 
 def is_complete(cell: dict[str, Any] | None) -> bool:

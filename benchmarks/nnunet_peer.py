@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, THREADS, scores_of
+from benchmarks.cells import RESULTS, THREADS, scores_of, stored
 from benchmarks.methods import row
 from samunet.artifacts.subset import SUBSET_SEED
 from samunet.artifacts.workspace import Workspace
@@ -89,17 +89,17 @@ def main() -> None:
                 name = name_of(data, minutes, variant, options)
                 if VARIANTS[variant].configuration not in planned:
                     print(f"{name}: nnU-Net plans no {VARIANTS[variant].configuration} for this dataset", flush=True)
-                elif "case_dice" not in stored().get(name, {}):
+                elif "case_dice" not in finished().get(name, {}):
                     result = run_cell(data, minutes, variant, shared, options)
-                    write_json(RESULTS / f"{TABLE}.json", dict(sorted({**stored(), name: result}.items())))
+                    write_json(RESULTS / f"{TABLE}.json", dict(sorted({**finished(), name: result}.items())))
                     print(f"{name}: {result.get('mean_dice', result.get('failed'))}", flush=True)
-    print(table(stored()))
+    print(table(finished()))
 
 
-def stored() -> dict[str, Any]:
+def finished() -> dict[str, Any]:
     """What the results file holds now; another process may have added to it."""
     file = RESULTS / f"{TABLE}.json"
-    return read_json(file) if file.is_file() else {}
+    return stored(file)
 
 
 def name_of(data: Path, minutes: float, variant: str, options: argparse.Namespace) -> str:

@@ -20,10 +20,10 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from benchmarks.cells import RESULTS
+from benchmarks.cells import RESULTS, stored
 from benchmarks.methods import row
 from samunet.artifacts.model_spec import get_spec
-from samunet.core.files import read_json, write_json
+from samunet.core.files import write_json
 from samunet.models.sam.encoder import build_encoder
 from samunet.pipeline.provenance import describe
 
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = RESULTS / f"{TABLE}.json"
-    results: dict[str, Any] = read_json(file) if file.is_file() else {}
+    results: dict[str, Any] = stored(file)
     for backbone in BACKBONES:
         for size in SIZES:
             name = f"{backbone} {size} px"

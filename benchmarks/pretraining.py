@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, THREADS, Cell, paired, plan, run_cells
+from benchmarks.cells import RESULTS, THREADS, Cell, paired, plan, run_cells, stored
 from samunet.artifacts.pretraining import read_pretrained
 from samunet.core.files import read_json
 
@@ -58,7 +58,7 @@ def main() -> None:
         files = {name: pretrained(name, options) for name in setups if name != NONE}
         run_cells(cells(setups, files, options), TABLE, options.workspace, fold=options.fold)
     file = RESULTS / f"{TABLE}.json"
-    print(table(read_json(file) if file.is_file() else {}))
+    print(table(stored(file)))
 
 
 def pretrained(setup: str, options: argparse.Namespace) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.cells import RESULTS, cell_folder
+from benchmarks.cells import RESULTS, cell_folder, stored
 from benchmarks.methods import row
 from samunet.artifacts.dataset import Case
 from samunet.core.files import read_json, write_json
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
     file = RESULTS / f"{TABLE}.json"
-    results: dict[str, Any] = read_json(file) if file.is_file() else {}
+    results: dict[str, Any] = stored(file)
     for backbone in [] if options.table else options.backbone:
         for model in MODELS:
             for grade in GRADES:

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.stats import mannwhitneyu, pearsonr, spearmanr
 
-from benchmarks.cells import RESULTS
+from benchmarks.cells import RESULTS, stored
 from samunet.artifacts.checkpoint import ENDING, read_manifest
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.quality import Observation, StructureSigns
 from samunet.artifacts.workspace import fold_folder
-from samunet.core.files import read_json, write_json
+from samunet.core.files import write_json
 from samunet.core.volume import Volume
 from samunet.datasets.raw import load_raw_dataset
 from samunet.evaluation.calibration import SIGNS, estimate_dice, fit_calibration
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
     file = RESULTS / f"{TABLE}.json"
-    results = read_json(file) if file.is_file() else {}
+    results = stored(file)
     if not options.table:
         name = f"{options.data.name} {options.run.name} fold {options.fold}"
         rows = predict_rows(options.data, options.run, options.fold, options.work / f"{name}.jsonl", options.degraded)

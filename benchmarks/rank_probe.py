@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, measured, paired_points, plan, run_cells, span_of
+from benchmarks.cells import RESULTS, Cell, measured, paired_points, plan, run_cells, span_of, stored
 from benchmarks.methods import row
 from benchmarks.variants import RANK_BACKBONE
 from samunet.artifacts.fingerprint import Fingerprint
@@ -26,7 +26,7 @@ from samunet.artifacts.plan import load_plan
 from samunet.artifacts.probe import Probe, load_probes
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema
-from samunet.core.files import read_json, sha256_file, sha256_json
+from samunet.core.files import sha256_file, sha256_json
 from samunet.datasets.raw import load_raw_dataset
 from samunet.planners.peft import LORA_TARGETS, lora_rank
 from samunet.planners.planner import facts_of_plan
@@ -55,7 +55,7 @@ def main() -> None:
         plan(data, options.workspace, options.minutes)
         probe, cost = probed(data, options)
         run_cells(cells(data, probe, cost, options), TABLE, options.workspace, fold=FOLD)
-    print(table(read_json(RESULTS / f"{TABLE}.json")))
+    print(table(stored(RESULTS / f"{TABLE}.json")))
 
 
 def probed(data: Path, options: argparse.Namespace) -> tuple[Probe, float | None]:

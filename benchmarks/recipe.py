@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import POINTS, RESULTS, Cell, paired, plan, run_cells, span_of
+from benchmarks.cells import POINTS, Cell, paired, run_table, span_of
 from benchmarks.methods import row
+from benchmarks.variants import copy_dataset
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.plan import Plan, Recipe, load_plan
 from samunet.artifacts.workspace import Workspace
@@ -97,18 +97,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(CHANGES), help="rows to run")
     parser.add_argument("--workspace", type=Path, default=Path("samunet_workspace"))
     parser.add_argument("--table", action="store_true", help="only print the table")
-    options = parser.parse_args()
-    for data in [] if options.table else options.data:
-        plan(data, options.workspace, options.minutes)
-        run_cells(cells(data, options), TABLE, options.workspace)
-    print(table(read_json(RESULTS / f"{TABLE}.json")))
+    run_table(parser.parse_args(), TABLE, cells, table)
 
 
 def cells(data: Path, options: argparse.Namespace) -> list[Cell]:
     """One per change that makes sense for the dataset, and seed."""
     source = Workspace(raw=data.parent, preprocessed=options.workspace / "preprocessed", results=options.workspace)
-    preprocessed = options.workspace / "selection"
-    names, key = install(data.name, source, preprocessed)
+    target = Workspace(raw=data.parent, preprocessed=options.workspace / "selection", results=options.workspace)
+    names, key = install(data.name, source, target)
     backbone = load_plan(source.plan_file(data.name)).configuration().recipes["none"]["cpu"].backbone.value
     made = []
     for seed in options.seeds:
@@ -126,18 +122,17 @@ def cells(data: Path, options: argparse.Namespace) -> list[Cell]:
                 facts |= {"num_cases": options.num_cases}
                 name += f" {options.num_cases} cases"
             made.append(
-                Cell(name, data, options.minutes, words, facts, preprocessed=preprocessed, mirror=change.mirror)
+                Cell(name, data, options.minutes, words, facts, preprocessed=target.preprocessed, mirror=change.mirror)
             )
     return made
 
 
-def install(dataset: str, source: Workspace, preprocessed: Path) -> tuple[dict[str, str], str]:
+def install(dataset: str, source: Workspace, target: Workspace) -> tuple[dict[str, str], str]:
     """A copy of the plan with a configuration per change and the folds of the selection.
 
     Returns:
         What to train by the change's title, and a short hash of the planned configurations.
     """
-    origin, folder = source.preprocessed_folder(dataset), preprocessed / dataset
     planned = load_plan(source.plan_file(dataset))
     content = read_json(source.plan_file(dataset))
     key = plan_key(planned)
@@ -161,18 +156,17 @@ def install(dataset: str, source: Workspace, preprocessed: Path) -> tuple[dict[s
                 "inherits_from": parent,
                 "recipes": {"none": {"cpu": edits}},
             }
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for entry in origin.iterdir():
-        if entry.is_dir():
-            (folder / entry.name).symlink_to(entry.resolve(), target_is_directory=True)
-        elif entry != source.subsets_file(dataset):
-            shutil.copy2(entry, folder / entry.name)
-    write_json(folder / source.plan_file(dataset).name, content)
-    file = source.splits_file(dataset)
-    groups = load_raw_dataset(source.raw_folder(dataset)).groups or {}
-    write_json(folder / file.name, [selection(read_json(file)[0]["train"], groups)])
+    copy_dataset(dataset, source, target)
+    write_json(target.plan_file(dataset), content)
+    select_inside(dataset, target)
     return names, key
+
+
+def select_inside(dataset: str, workspace: Workspace) -> None:
+    """Replace the splits of a copied dataset by one fold inside the training cases of fold 0."""
+    file = workspace.splits_file(dataset)
+    groups = load_raw_dataset(workspace.raw_folder(dataset)).groups or {}
+    write_json(file, [selection(read_json(file)[0]["train"], groups)])
 
 
 def plan_key(plan: Plan) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, Dice, paired_points, plan, run_cells, span_of
+from benchmarks.cells import RESULTS, Cell, Dice, paired_points, plan, run_cells, span_of, stored
 from benchmarks.methods import row
 from benchmarks.variants import (
     MOST_OTHERS,
@@ -105,7 +105,7 @@ def main() -> None:
     file = RESULTS / f"{TABLE}.json"
     for data in [] if options.table else options.data:
         found = run_dataset(data, options)
-        write_json(file, {**(read_json(file) if file.is_file() else {}), data.name: found})
+        write_json(file, {**stored(file), data.name: found})
     print(table(read_json(file)))
 
 

@@ -16,17 +16,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, Cell, plan, run_cells
+from benchmarks.cells import Cell, run_table
 from benchmarks.methods import row
-from benchmarks.recipe import selection
+from benchmarks.recipe import select_inside
 from benchmarks.variants import at_input_size, copy_plan
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.model_spec import DECODER_STRIDE
 from samunet.artifacts.plan import load_plan
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema
-from samunet.core.files import read_json, write_json
-from samunet.datasets.raw import load_raw_dataset
 from samunet.planners.planner import facts_of_plan
 
 TABLE = "sizes"
@@ -43,11 +41,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[12345])
     parser.add_argument("--workspace", type=Path, default=Path("samunet_workspace"))
     parser.add_argument("--table", action="store_true", help="only print the table")
-    options = parser.parse_args()
-    for data in [] if options.table else options.data:
-        plan(data, options.workspace, options.minutes)
-        run_cells(cells(data, options), TABLE, options.workspace)
-    print(table(read_json(RESULTS / f"{TABLE}.json")))
+    run_table(parser.parse_args(), TABLE, cells, table)
 
 
 def cells(data: Path, options: argparse.Namespace) -> list[Cell]:
@@ -62,9 +56,7 @@ def cells(data: Path, options: argparse.Namespace) -> list[Cell]:
     pairs = {f"{parent}_{size}px_{tile}vox": (size, tile) for size, tile in product(sorted(options.inputs), tiles)}
     added = {name: at_input_size(planned, fingerprint, parent, *pair) for name, pair in pairs.items()}
     copy_plan(planned.model_copy(update={"configurations": {**planned.configurations, **added}}), source, target)
-    groups = load_raw_dataset(data).groups or {}
-    splits = target.splits_file(data.name)
-    write_json(splits, [selection(read_json(splits)[0]["train"], groups)])
+    select_inside(data.name, target)
     made = []
     for seed, (name, (size, tile)) in product(options.seeds, pairs.items()):
         facts = {"dataset": data.name, "minutes": options.minutes, "tile_vox": tile, "share": round(tile / largest, 3)}

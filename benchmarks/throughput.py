@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.cells import stored
 from samunet.artifacts.augmentation import Augmentation
 from samunet.artifacts.method import EncoderMethod, Method
 from samunet.artifacts.plan import Decay, IntensityMap, LossWeights, ResolvedRecipe
-from samunet.core.files import read_json, write_json
+from samunet.core.files import write_json
 from samunet.models.build import build_model
 from samunet.models.device import place
 from samunet.pipeline.provenance import describe
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="per cell")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    results = read_json(RESULTS) if RESULTS.is_file() else {}
+    results = stored(RESULTS)
     for backbone in options.backbones:
         for size in options.sizes:
             rate = slices_per_second(backbone, size, options.batch, options.seconds, options.device)

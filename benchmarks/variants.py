@@ -107,14 +107,19 @@ def install(variants: Sequence[Variant], dataset: str, source: Workspace, target
 
 
 def copy_plan(plan: Plan, source: Workspace, target: Workspace) -> None:
-    """Write a plan into another workspace, and link the stores that go with it."""
-    folder = target.preprocessed_folder(plan.dataset)
+    """Write a plan into another workspace, beside all that goes with it."""
+    copy_dataset(plan.dataset, source, target)
+    save_plan(plan, target.plan_file(plan.dataset))
+
+
+def copy_dataset(dataset: str, source: Workspace, target: Workspace) -> None:
+    """What lies beside a plan, in another workspace: facts and splits as copies, stores as links."""
+    folder = target.preprocessed_folder(dataset)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save_plan(plan, target.plan_file(plan.dataset))
-    for name in (source.fingerprint_file, source.description_file, source.splits_file):
-        shutil.copy2(name(plan.dataset), folder / name(plan.dataset).name)
-    for store in source.preprocessed_folder(plan.dataset).iterdir():
+    for file in (source.fingerprint_file(dataset), source.description_file(dataset), source.splits_file(dataset)):
+        shutil.copy2(file, folder / file.name)
+    for store in source.preprocessed_folder(dataset).iterdir():
         if store.is_dir():
             (folder / store.name).symlink_to(store.resolve(), target_is_directory=True)
 
