@@ -7,8 +7,11 @@ Per dataset the plan and at most 12 others (input size, context and depth, learn
 x learning rate; with --base, a folder that holds vit_xs.pth of `benchmarks.base_weights`, also the rank of adapters)
 are trained on the search folds. The best of the others there and the plan are then trained with fresh seeds on the
 folds that are left, and compared case by case; a dataset of fewer than 20 cases (groups of cases where there are any)
-is searched and measured on all folds, pooled. Positive: the search was better; negative: the plan was, as it may be
-where no other was better in the search either. Intervals are 95 % bootstraps over cases, or groups.
+is searched and measured on all folds, pooled. A search over several folds halves: after each, the better half of the
+others on the folds so far goes on, never fewer than two. Positive: the search was better; negative: the plan was, as it
+may be where no other was better in the search either. Intervals are 95 % bootstraps over cases, or groups.
+
+Source: Jamieson and Talwalkar, Non-stochastic best arm identification, 2016 (successive halving).
 
 Every training is a cell of results/regret_cells.json that is run once, whatever else was planned in the meantime: its
 name holds a hash of its settings. results/regret.json says per dataset what was found; until every cell of the search
@@ -47,6 +50,7 @@ TABLE, CELLS = "regret", "regret_cells"
 DATASETS = ("Dataset004_Hippocampus", "Dataset021_SunnybrookLV", "Dataset022_MouseBrain", "Dataset023_CurvasCT2D")
 FEW_CASES = 20
 SEARCH_SEED, FRESH_SEEDS = 12345, (1, 2)
+FEWEST_LEFT = 2
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,9 @@ class Study:
         facts = {"dataset": self.data.name, **chosen.facts}
         return Cell(name, self.data, self.minutes, words, facts, fold, self.preprocessed)
 
-    def search_cells(self) -> list[Cell]:
-        """Every variant on the search folds."""
-        return [self.cell(v.name, fold, SEARCH_SEED) for v in self.variants for fold in self.search_folds]
+    def search_cells(self, fold: str, others: Sequence[str]) -> list[Cell]:
+        """The plan and the others that are left on a search fold."""
+        return [self.cell(name, fold, SEARCH_SEED) for name in (PLANNED, *others)]
 
     def fresh_cells(self, other: str) -> list[Cell]:
         """One other and the plan on the folds that are left, with fresh seeds."""
@@ -153,29 +157,46 @@ def divide(folds: Sequence[str], num_units: int) -> tuple[list[str], list[str]]:
 
 
 def run_study(study: Study, workspace: Path) -> dict[str, Any]:
-    """Search, then measure the best of the others against the plan."""
-    results = run_cells(study.search_cells(), CELLS, workspace)
+    """Search fold by fold, then measure the best of the others against the plan."""
+    results: Mapping[str, Any] = {}
+    for count in range(len(study.search_folds)):
+        left = others_left(study, results, count)
+        if left is None:
+            break
+        results = run_cells(study.search_cells(study.search_folds[count], left), CELLS, workspace)
     best = best_other(study, results)
     if best is not None:
         results = run_cells(study.fresh_cells(best), CELLS, workspace)
     return summary(study, results)
 
 
-def best_other(study: Study, results: Mapping[str, Any]) -> str | None:
-    """The other whose pooled mean Dice was highest in the search; None until every cell of the search is there.
+def others_left(study: Study, results: Mapping[str, Any], count: int) -> list[str] | None:
+    """The others that are searched on after so many folds, the best first.
 
-    The best of those that happen to have finished would be no best, and a regret against it too small.
+    Returns:
+        None until every cell of those folds is there, the plan's included: the best of those that happen to have
+        finished would be no best, and a regret against it too small.
     """
-    scores = {v.name: searched(study, results, v.name) for v in study.variants}
-    if not all(scores.values()):
-        return None
-    means = {name: fmean(dice.values()) for name, dice in scores.items() if dice and name != PLANNED}
-    return max(means, key=lambda name: means[name]) if means else None
+    left = [v.name for v in study.variants if v.name != PLANNED]
+    for done in range(1, count + 1):
+        scores = {name: searched(study, results, name, done) for name in (PLANNED, *left)}
+        if not all(scores.values()):
+            return None
+        means = {name: fmean(dice.values()) for name, dice in scores.items() if dice}
+        ranked = sorted(left, key=lambda name: -means[name])
+        left = ranked[: max(FEWEST_LEFT, (len(ranked) + 1) // 2)]
+    return left
 
 
-def searched(study: Study, results: Mapping[str, Any], variant: str) -> Dice | None:
-    """Pooled Dice by case of the search."""
-    return pooled(results, [study.cell(variant, fold, SEARCH_SEED) for fold in study.search_folds])
+def best_other(study: Study, results: Mapping[str, Any]) -> str | None:
+    """The other that came out of the search; None until all of it is there."""
+    left = others_left(study, results, len(study.search_folds))
+    return left[0] if left else None
+
+
+def searched(study: Study, results: Mapping[str, Any], variant: str, count: int) -> Dice | None:
+    """Pooled Dice by case of the search on the first folds."""
+    return pooled(results, [study.cell(variant, fold, SEARCH_SEED) for fold in study.search_folds[:count]])
 
 
 def pooled(results: Mapping[str, Any], cells: Sequence[Cell]) -> Dice | None:
@@ -196,14 +217,13 @@ def summary(study: Study, results: Mapping[str, Any]) -> dict[str, Any]:
         if len(complete) == len(FRESH_SEEDS):
             found = paired_points(complete, study.groups)
     cells = {v.name: cell_summary(study, results, v.name) for v in study.variants}
-    missing = [name for name, cell in cells.items() if cell["mean_dice"] is None]
     return found | {
         "best_other": best,
         "minutes": study.minutes,
         "search_folds": list(study.search_folds),
         "measured_folds": list(study.fresh_folds),
         "fresh_seeds": list(FRESH_SEEDS),
-        "not_searched": missing,
+        "not_searched": unsearched(study, results),
         "cells": cells,
     }
 
@@ -213,11 +233,27 @@ def cells_of(study: Study, variant: str, seed: int) -> list[Cell]:
     return [study.cell(variant, fold, seed) for fold in study.fresh_folds]
 
 
+def unsearched(study: Study, results: Mapping[str, Any]) -> list[str]:
+    """Variants whose cell is missing on the first search fold that is not complete."""
+    for count, fold in enumerate(study.search_folds):
+        left = others_left(study, results, count) or []
+        missing = [name for name in (PLANNED, *left) if pooled(results, [study.cell(name, fold, SEARCH_SEED)]) is None]
+        if missing:
+            return missing
+    return []
+
+
 def cell_summary(study: Study, results: Mapping[str, Any], variant: str) -> dict[str, Any]:
-    """What a variant is and its pooled mean Dice in the search."""
-    dice = searched(study, results, variant)
+    """What a variant is, and its pooled mean Dice and the plan's on the folds on which it was searched."""
     facts = {name: value for name, value in study.settings[variant].facts.items() if name != "variant"}
-    return {**facts, "mean_dice": fmean(dice.values()) if dice else None, "cases": len(dice or {})}
+    counts = range(len(study.search_folds), 0, -1)
+    found = next(((n, dice) for n in counts if (dice := searched(study, results, variant, n))), None)
+    if found is None:
+        return {**facts, "mean_dice": None, "plan_dice": None, "cases": 0, "folds": 0}
+    count, dice = found
+    plans = searched(study, results, PLANNED, count)
+    own, planned = (fmean(one.values()) if one else None for one in (dice, plans))
+    return {**facts, "mean_dice": own, "plan_dice": planned, "cases": len(dice), "folds": count}
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -230,15 +266,13 @@ def table(results: Mapping[str, Any]) -> str:
         lacking = [*found["not_searched"], *([] if found["regret"] is not None else ["the measurement"])]
         state = f"partial, without {', '.join(lacking)}" if lacking else "complete"
         lines.append(row([name, start, found["best_other"] or "", *shown, f"{found['minutes']:g}", state]))
-    lines += ["", row(["dataset", "start", "variant", "input", "learning rate", "rank", "Dice in the search"])]
-    lines.append(row(["---"] * 7))
+    head = ["dataset", "start", "variant", "input", "learning rate", "rank", "folds", "Dice on them", "plan on them"]
+    lines += ["", row(head), row(["---"] * len(head))]
     for name, start, found in entries(results):
         for variant, cell in found["cells"].items():
-            dice = "" if cell["mean_dice"] is None else f"{cell['mean_dice']:.4f}"
-            title = f"{variant} ({cell['configuration']})"
-            lines.append(
-                row([name, start, title, cell["input_size"], f"{cell['learning_rate']:g}", cell["rank"] or "", dice])
-            )
+            dice = ["" if cell[key] is None else f"{cell[key]:.4f}" for key in ("mean_dice", "plan_dice")]
+            values = [cell["input_size"], f"{cell['learning_rate']:g}", cell["rank"] or "", cell["folds"], *dice]
+            lines.append(row([name, start, f"{variant} ({cell['configuration']})", *values]))
     return "\n".join(lines)
 
 

@@ -152,9 +152,9 @@ def test_points_are_paired_over_seeds_and_groups() -> None:
     assert missing == {"regret": 10.0, "low": -100.0, "high": 100.0}, "one case says nothing of others"
 
 
-def study(tmp_path: Path, plan: Plan, folds: tuple[list[str], list[str]]) -> Study:
-    """The plan and three others with settings that need no files."""
-    variants = scratch_variants(plan)[:4]
+def study(tmp_path: Path, plan: Plan, folds: tuple[list[str], list[str]], count: int = 4) -> Study:
+    """The plan and others with settings that need no files."""
+    variants = scratch_variants(plan)[:count]
     facts: dict[str, Any] = {"configuration": "2d", "input_size": 224, "learning_rate": 1e-3, "rank": None}
     chosen = {v.name: Settings(("-c", "2d"), {"variant": v.name, **facts}, f"key{i}") for i, v in enumerate(variants)}
     return Study(tmp_path / NAME, 3.0, variants, chosen, *folds, {}, tmp_path)
@@ -219,6 +219,34 @@ def test_no_best_of_a_search_that_is_not_complete(
     assert ran[0] == chosen.cell(names[missing], "0", 12345).name
 
 
+def test_a_search_over_folds_halves(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each fold the better half goes on, two at least; the best is taken from all folds it was searched on."""
+    monkeypatch.setattr(running, "RESULTS", tmp_path)
+    folds = ["0", "1", "2", "3"]
+    chosen = study(tmp_path, plan, (folds, folds), 8)
+    plan_name, *others = (v.name for v in chosen.variants)
+    first = dict(zip([plan_name, *others], (0.6, 0.5, 0.51, 0.52, 0.53, 0.54, 0.55, 0.56), strict=True))
+    # Best on the first fold, and far behind from then on.
+    later = first | {others[-1]: 0.3}
+    ran: list[str] = []
+
+    def run_cell(cell: Cell, _: Path, *, fold: str) -> dict[str, Any]:
+        return dict(fake_runner(first if cell.fold == "0" else later, ran)(cell, tmp_path, fold=fold))
+
+    monkeypatch.setattr(running, "run_cell", run_cell)
+    found = run_study(chosen, tmp_path)
+    search = [name for name in ran if " seed 12345 " in name]
+    assert [sum(f" fold {fold} " in name for name in search) for fold in folds] == [8, 5, 3, 3]
+    assert found["best_other"] == others[-2]
+    assert [found["cells"][name]["folds"] for name in (plan_name, *others)] == [4, 1, 1, 1, 2, 4, 4, 2]
+    assert found["cells"][others[-1]]["mean_dice"] == pytest.approx((0.56 + 0.3) / 2)
+    assert found["cells"][others[-1]]["plan_dice"] == pytest.approx(0.6)
+    assert len(ran) == len(search) + 2 * 2 * len(folds)
+    ran.clear()
+    assert run_study(chosen, tmp_path) == found
+    assert ran == []
+
+
 def test_without_the_measurement_there_is_no_regret(
     tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +254,8 @@ def test_without_the_measurement_there_is_no_regret(
     chosen = study(tmp_path, plan, (["0"], ["1"]))
     dice = {v.name: 0.5 for v in chosen.variants}
     runner = fake_runner(dice, [])
-    results = {cell.name: runner(cell, tmp_path, fold="0") for cell in chosen.search_cells()}
+    others = [v.name for v in chosen.variants[1:]]
+    results = {cell.name: runner(cell, tmp_path, fold="0") for cell in chosen.search_cells("0", others)}
     best = best_other(chosen, results)
     assert best is not None
     for cell in chosen.fresh_cells(best)[:-1]:
