@@ -18,7 +18,6 @@ TILE_SLACK = 1.15
 _FINE_STEP = 2 * TOKEN_SIZE
 COARSEST_CELL_VOX = 2.0
 CELLS_PER_WIDTH = 8
-CELLS_PER_WIDE = 16
 FEW_STEPS_CELL_VOX = 5.0
 FEW_STEPS_CELLS_PER_WIDTH = 0.5
 UPSAMPLED_BELOW = 0.75
@@ -99,14 +98,11 @@ def _detail_share(facts: InPlane) -> float:
 def coarsest_cell(facts: InPlane, *, few_steps: bool) -> float:
     """Voxels a decoder cell may span: two, or an eighth of the thinnest structure's width if that is more (up to 4).
 
-    A sixteenth of the width has no such end, so that the same image on a finer grid is not cut into more tiles. In few
-    steps an eighth has none either, and a cell may span up to five voxels, at most twice that width: seeing more of a
-    slice then teaches more than detail does (`benchmarks.sizes`).
+    In few steps up to five, at most twice that width: seeing more of a slice then teaches more than detail does
+    (`benchmarks.sizes`).
     """
-    eighth = facts.width_vox / CELLS_PER_WIDTH
-    if few_steps:
-        return max(COARSEST_CELL_VOX, eighth, min(FEW_STEPS_CELL_VOX, facts.width_vox / FEW_STEPS_CELLS_PER_WIDTH))
-    return max(COARSEST_CELL_VOX, min(2 * COARSEST_CELL_VOX, eighth), facts.width_vox / CELLS_PER_WIDE)
+    fine = min(2 * COARSEST_CELL_VOX, max(COARSEST_CELL_VOX, facts.width_vox / CELLS_PER_WIDTH))
+    return max(fine, min(FEW_STEPS_CELL_VOX, facts.width_vox / FEW_STEPS_CELLS_PER_WIDTH)) if few_steps else fine
 
 
 def tile(

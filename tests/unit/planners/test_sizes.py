@@ -72,28 +72,18 @@ def test_a_forced_small_input_accepts_two_voxels_per_cell() -> None:
 
 
 def test_wide_structures_accept_coarser_cells() -> None:
-    """A structure 28 voxels wide accepts cells of 3.5 voxels; beyond 4 it is a sixteenth of the width."""
-    limits = [sizes.coarsest_cell(plane(100, width=width), few_steps=False) for width in (0, 10, 28, 50, 400)]
-    assert limits == [2.0, 2.0, 3.5, 4.0, 25.0]
+    """A structure 28 voxels wide accepts cells of 3.5 voxels, but never more than 4."""
+    limits = [sizes.coarsest_cell(plane(100, width=width), few_steps=False) for width in (0, 10, 28, 400)]
+    assert limits == [2.0, 2.0, 3.5, 4.0]
     assert sizes.tile(plane(200, width=28), 224, wanted=896)[0] == 200
 
 
 def test_few_steps_see_more_of_a_slice() -> None:
-    """Cells may then span five voxels or an eighth of the thinnest structure, but never more than twice its width."""
+    """Cells may then span five voxels, but never more than twice the thinnest structure."""
     limits = [sizes.coarsest_cell(plane(100, width=width), few_steps=True) for width in (0, 0.5, 1.5, 2.5, 28, 400)]
-    assert limits == [2.0, 2.0, 3.0, 5.0, 5.0, 50.0]
+    assert limits == [2.0, 2.0, 3.0, 5.0, 5.0, 5.0]
     assert sizes.tile(plane(128, width=3), 112, wanted=448, few_steps=True)[0] == 128
     assert sizes.tile(plane(128, width=3), 112, wanted=448)[0] < 128
-
-
-@pytest.mark.parametrize("few_steps", [False, True])
-def test_a_finer_grid_cuts_wide_structures_into_no_more_tiles(few_steps: bool) -> None:
-    """Slices of 300 voxels with a structure of 80, and the same slices on a grid four times as fine."""
-    coarse, fine = (
-        sizes.tile(plane(300 * factor, width=80 * factor), 224, wanted=1120, few_steps=few_steps)[0] / factor
-        for factor in (1, 4)
-    )
-    assert fine >= coarse - 1
 
 
 def test_huge_slices_are_tiled() -> None:
