@@ -22,6 +22,7 @@ from benchmarks import (
     prompts,
     rank_probe,
     recipe,
+    regret,
     sizes,
 )
 from benchmarks.cells import RESULTS
@@ -38,6 +39,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "padding": lambda: padding.table(read_json(RESULTS / "padding.json")),
     "recipe": lambda: recipe.table(read_json(RESULTS / "recipe.json")),
     "rank_probe": lambda: rank_probe.table(read_json(RESULTS / "rank_probe.json")),
+    "regret": lambda: regret.table(read_json(RESULTS / "regret.json")),
     "sizes": lambda: sizes.table(read_json(RESULTS / "sizes.json")),
     "large_backbones": lambda: large_backbones.table(read_json(RESULTS / "large_backbones.json")),
 }
