@@ -48,6 +48,11 @@ class BaseWeights(Schema):
     sha256: str = ""
     rest: BaseWeights | None = None
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What makes weights the same wherever their files lie: kinds and hashes."""
+        return (self.kind, self.sha256, *(() if self.rest is None else self.rest.identity))
+
 
 class Manifest(Schema):
     """What a checkpoint is.

@@ -1,6 +1,7 @@
-"""What samunet_pretrain leaves: weights in segment-anything's layout, and beside them what they are.
+"""What samunet_pretrain and samunet_export leave: weights in segment-anything's layout, and beside them what they are.
 
-The description lies in the metadata of the safetensors file and, with the file's hash, in a JSON file beside it.
+The description lies, with the file's hash, in a JSON file beside it; that of samunet_pretrain also in the metadata of
+the safetensors file. A torch file has no place for one that segment-anything would not stumble over.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pydantic import Field
 
 from samunet.artifacts.checkpoint import ENDING, BaseWeights, ClockName
 from samunet.core.config import Schema, parse_schema
-from samunet.core.errors import WeightsError
-from samunet.core.files import atomic_path, sha256_file, write_json
+from samunet.core.errors import ConfigError, WeightsError
+from samunet.core.files import atomic_path, read_json, sha256_file, write_json
 
 PRETRAINED_VERSION = 1
+EXPORTED_VERSION = 1
 UNLABELLED = "unlabelled_"
 _KEY = "pretrained"
 
@@ -63,10 +65,12 @@ class Earlier(Schema):
     Args:
         datasets: A part per stage and dataset.
         lost: Files of stages of which it is not known any more.
+        unrecorded: Files without a record of what they have seen, that are not SAM's official ones either.
     """
 
     datasets: tuple[SeenDataset, ...] = ()
     lost: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
 
 
 class Masking(Schema):
@@ -128,6 +132,80 @@ class Pretrained(Schema):
     sha256: str = ""
 
 
+def differ_in_left_out(first: Pretrained, other: Pretrained) -> bool:
+    """Whether two files come from one pretraining that was made several times, each time without other cases.
+
+    Only what one of them left out may be missing there of what the other has seen; steps, minutes and loss may differ.
+    What they continued from is not compared.
+    """
+    if _settings(first) != _settings(other):
+        return False
+    pairs = zip(first.datasets, other.datasets, strict=True)
+    return all(ours.all_cases ^ theirs.all_cases <= {*ours.left_out, *theirs.left_out} for ours, theirs in pairs)
+
+
+def _settings(about: Pretrained) -> dict[str, Any]:
+    """What a pretraining is made with, but for the cases that it sees and what it continued from."""
+    settings = about.model_dump(
+        mode="json",
+        include={"objective", "kind", "backbone", "input_size", "masking", "batch_size", "learning_rate", "seed"},
+    )
+    seen = [each.model_dump(mode="json", exclude={"images", "left_out"}) for each in about.datasets]
+    return settings | {"datasets": seen}
+
+
+class Exported(Schema):
+    """What a file of samunet_export is.
+
+    Args:
+        version: Schema version.
+        model: Folder of the model.
+        fold: Of it.
+        checkpoint: "final" or "best".
+        scope: "whole" or "encoder".
+        backbone: Image encoder.
+        input_size: Side of the encoder's input.
+        seen: All that taught it, the model's own training and what its weights had seen before.
+        provenance: Versions, machine, command, time of the export.
+        sha256: Of the file.
+    """
+
+    version: int = EXPORTED_VERSION
+    model: str
+    fold: str
+    checkpoint: str
+    scope: str
+    backbone: str
+    input_size: int
+    seen: Earlier
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    sha256: str
+
+
+def record_file(path: Path) -> Path:
+    """The description beside a file of weights."""
+    return path.with_suffix(".json")
+
+
+def read_exported(path: Path, sha256: str) -> Exported | None:
+    """What the record beside a file of samunet_export says of it; None without one that names the file's hash.
+
+    Args:
+        path: The file of weights, which need not be there any more.
+        sha256: Its hash.
+
+    Raises:
+        ConfigError: If the record is damaged.
+    """
+    file = record_file(path)
+    try:
+        content = read_json(file)
+    except (ConfigError, OSError):
+        return None
+    is_of_it = isinstance(content, dict) and content.get("sha256") == sha256 and "seen" in content
+    return parse_schema(Exported, content, file=file) if is_of_it else None
+
+
 def write_pretrained(path: Path, tensors: Mapping[str, Any], about: Pretrained) -> Pretrained:
     """Write weights and, beside them, what they are; returns that with the file's hash.
 
@@ -142,7 +220,7 @@ def write_pretrained(path: Path, tensors: Mapping[str, Any], about: Pretrained) 
     with atomic_path(path) as temporary:
         save_file(plain, temporary, metadata={_KEY: about.model_dump_json()})
     hashed = about.model_copy(update={"sha256": sha256_file(path)})
-    write_json(path.with_suffix(".json"), hashed.model_dump(mode="json"))
+    write_json(record_file(path), hashed.model_dump(mode="json"))
     return hashed
 
 

@@ -105,7 +105,8 @@ class Calibration(Schema):
     Args:
         version: Schema version.
         identity: Hash of what the checkpoint says it is.
-        fits: Most specific first; none where masks of known Dice are missing.
+        fits: Most specific first; none where masks of known Dice are missing (of cases with ignored voxels it is not
+            known).
         reason: Why there are no fits, or what they were fitted on.
         intensities: Ranges of the training images' intensities.
         observations: What the fits were made from.
@@ -141,9 +142,11 @@ class StructureQuality(Schema):
     """The estimate for one structure of one case.
 
     Args:
-        dice: Estimated Dice; None for an empty mask.
-        low: Lower end of the interval, None uncalibrated. It is made to hold nine of ten masks like those calibrated
-            on; measured, it held 0.78 of such masks and 0.69 of all (documentation/how-to/quality-control.md).
+        dice: Estimated Dice; None for an empty mask. Of several models the mean of their estimates, where only some of
+            them are calibrated for this structure that of theirs.
+        low: Lower end of the interval, None where not calibrated. It is made to hold nine of ten masks like those
+            calibrated on; measured, it held 0.78 of such masks and 0.69 of all
+            (documentation/how-to/quality-control.md).
         high: Upper end.
         calibrated: Whether the estimate was calibrated on masks of known Dice, for every model that made the mask.
         volume_ml: Volume of the mask as written.
@@ -165,7 +168,7 @@ class CaseQuality(Schema):
         case: Case name.
         lowest: Lowest estimate of its structures; 0 where one is missing that most training cases have; None if
             nothing was found and nothing missed.
-        structures: Per structure.
+        structures: Per structure; where prompts were given, those of the structures that they point at.
         flags: What is unlike the training cases.
     """
 
@@ -182,7 +185,8 @@ class QualityReport(Schema):
         version: Schema version.
         dataset: Dataset the model was trained on.
         model: As in prediction.json.
-        calibrated: Whether all estimates were calibrated on masks of known Dice; each says it for itself.
+        calibrated: Whether all estimates were calibrated on masks of known Dice, for every model; each says it for
+            itself.
         note: How, or why not.
         look_first: Cases to look at first: all that are flagged, then those with the lowest estimates, each part worst
             first.

@@ -82,6 +82,8 @@ class CaseReport(Schema):
         metrics: Per structure, under nnU-Net's key: its value, or the tuple of a region's values.
         spacing: Millimetres along (Z, Y, X); None in nnU-Net's files.
         undeclared_values: Values in the prediction that no label declares; they counted as background.
+        num_ignored: Voxels that the reference ignores. With any, scores are those of the voxels that carry a label, not
+            of the whole mask; None where nobody counted them (nnU-Net's files).
     """
 
     case: str = ""
@@ -90,6 +92,7 @@ class CaseReport(Schema):
     metrics: dict[str, StructureMetrics]
     spacing: SpacingTriple | None = None
     undeclared_values: tuple[int, ...] = ()
+    num_ignored: int | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from samunet.core.config import Schema
 
 SUBSETS_VERSION = 1
 SUBSET_SEED = 12345
+_IN_LABEL = re.compile(r"-(n\d+(s\d+)?|c[0-9a-f]{6})$")
 
 
 class SubsetOrder(Schema):
@@ -50,3 +53,8 @@ class Subset(Schema):
     cases: tuple[str, ...]
     wanted: int | None = None
     seed: int | None = None
+
+
+def is_of_subset(label: str) -> bool:
+    """Whether the label in the name of a model folder (preset, changes, subset) is that of a run on a subset."""
+    return _IN_LABEL.search(label) is not None

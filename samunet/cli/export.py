@@ -37,7 +37,9 @@ def _run(options: argparse.Namespace) -> int:
     from samunet.pipeline.export_weights import export_weights
 
     result = export_weights(options.model, options.fold, options.output, checkpoint=options.checkpoint)
-    TerminalReporter().info(f"{result.scope} written: {result.file}; load it with {result.note}")
+    reporter = TerminalReporter()
+    reporter.info(f"{result.scope} written: {result.file}; load it with {result.note}")
+    reporter.info(f"which cases taught it stands in {result.record}: samunet_train and samunet_pretrain read it there")
     return 0
 
 

@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     for rule in best.filters:
         reporter.info(f"component filter for {rule}: {rule.reason}")
     if not best.filters:
-        reporter.info("no component filter helps")
+        reporter.info(f"no component filter: {best.filters_reason}")
     reporter.info(best.rule)
     reporter.info(f"written: {workspace.best_file(best.dataset)}; samunet_predict -d follows it")
     return 0

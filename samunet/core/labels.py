@@ -99,6 +99,10 @@ class LabelSpec:
         mask = labels > self.background
         return mask if self.ignore is None else mask & (labels != self.ignore)
 
+    def num_ignored(self, labels: NDArray[Any]) -> int:
+        """How many voxels of a label map are ignored."""
+        return 0 if self.ignore is None else int(np.count_nonzero(labels == self.ignore))
+
     def structure_mask(self, labels: NDArray[Any], name: str) -> NDArray[np.bool_]:
         """Voxels of one structure or region."""
         result: NDArray[np.bool_] = np.isin(labels, self.names[name])

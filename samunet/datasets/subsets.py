@@ -133,7 +133,7 @@ def read_case_list(text: str) -> tuple[str, ...]:
         UsageError: If a file of that name is neither.
     """
     path = Path(text)
-    if not path.is_file():
+    if not _is_file(path):
         return tuple(name.strip() for name in text.split(",") if name.strip())
     content = path.read_text()
     if not content.lstrip().startswith("["):
@@ -145,6 +145,13 @@ def read_case_list(text: str) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in names):
         raise UsageError("the list of cases holds something else than names", expected='["case_1", ...]', file=path)
     return tuple(names)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than any file's name
+        return False
 
 
 def _some(names: Sequence[str]) -> str:

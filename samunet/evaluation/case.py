@@ -88,6 +88,7 @@ def case_report(
     prediction_file: Path | str = "",
     spacing: SpacingTriple | None = None,
     undeclared_values: tuple[int, ...] = (),
+    num_ignored: int | None = None,
 ) -> CaseReport:
     """Turn :func:`evaluate_case`'s result (by structure name) into a report's entry (by nnU-Net's key)."""
     keys = structure_keys(labels)
@@ -98,6 +99,7 @@ def case_report(
         metrics={keys[name]: scores for name, scores in metrics.items()},
         spacing=spacing,
         undeclared_values=undeclared_values,
+        num_ignored=num_ignored,
     )
 
 

@@ -91,6 +91,17 @@ def size_thresholds(volumes_mm3: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted({float(np.percentile(volumes_mm3, share)) for share in COMPONENT_PERCENTILES}))
 
 
+def too_few_for_filters(num_cases: int, groups: Groups = None) -> str | None:
+    """Why so few cases, or groups of them, cannot show that a filter helps; None if they can.
+
+    Args:
+        num_cases: Cases.
+        groups: Group of each case.
+    """
+    units, kind = _units(num_cases, groups)
+    return f"{units} {kind}; fewer than {LEAST_FILTER_CASES} show nothing" if units < LEAST_FILTER_CASES else None
+
+
 def filter_helps(before: Table, after: Table, groups: Groups = None) -> tuple[bool, str]:
     """Whether a component filter helps a structure.
 
@@ -102,12 +113,20 @@ def filter_helps(before: Table, after: Table, groups: Groups = None) -> tuple[bo
     Returns:
         The decision and the reason.
     """
-    units, kind = (len(before), "cases") if groups is None else (len(set(groups)), "groups of cases")
-    if units < LEAST_FILTER_CASES:
-        return False, f"{units} {kind}, fewer than {LEAST_FILTER_CASES}, show nothing"
+    if (reason := too_few_for_filters(len(before), groups)) is not None:
+        return False, reason
+    units, kind = _units(len(before), groups)
     gain = paired_gain(after[:, None], before[:, None], groups)
     helps = gain.value is not None and gain.low is not None and gain.value > 0 and gain.low >= 0
     return helps, f"Dice {_text(gain)} on {units} {kind}"
+
+
+def _units(num_cases: int, groups: Groups) -> tuple[int, str]:
+    """What is counted as independent: cases, or the groups they belong to."""
+    if groups is None:
+        return num_cases, "case" + "s" * (num_cases != 1)
+    number = len(set(groups))
+    return number, f"group{'s' * (number != 1)} of cases"
 
 
 def _text(gain: Interval) -> str:

@@ -41,8 +41,9 @@ class TrainingFacts:
         sizes: Ranges of spacing, extent and number of slices.
         tilt: Range of the tilt; None where it was not measured.
         orientations: Anatomical axes of (slices, rows, columns) that occurred.
-        volumes: Per structure the range of its volume.
-        presence: Per structure in how many cases it is, of how many.
+        volumes: Per structure the range of its volume; none where voxels may be ignored, as strokes are no volume.
+        presence: Per structure in how many cases it is labelled, of how many; where voxels may be ignored it may be in
+            more.
         intensities: Ranges of intensities; none where they were not measured.
     """
 
@@ -86,11 +87,12 @@ def training_facts(
     tilts = [case.tilt_deg for case in facts if case.tilt_deg is not None]
     names = plan.label_spec.names
     volumes = {n: [c.structures[n].volume_mm3 / 1000 for c in facts if n in c.structures] for n in names}
+    measured = {} if plan.label_spec.ignore is not None else volumes
     return TrainingFacts(
         sizes=tuple(size_range(fact, found) for fact, found in values.items()),
         tilt=_range(_TILT, tilts, margin=TILT_MARGIN_DEG) if len(tilts) == len(facts) else None,
         orientations=frozenset(grid.anatomical_axes for grid in grids),
-        volumes={n: size_range(f"volume of {n} in ml", found) for n, found in volumes.items() if found},
+        volumes={n: size_range(f"volume of {n} in ml", found) for n, found in measured.items() if found},
         presence={n: (len(found), len(facts)) for n, found in volumes.items()},
         intensities=tuple(intensities),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from samunet.artifacts.checkpoint import (
     read_checkpoint,
 )
 from samunet.artifacts.plan import Configuration, Plan
-from samunet.core.errors import CheckpointError, UsageError
+from samunet.artifacts.pretraining import differ_in_left_out, read_pretrained
+from samunet.artifacts.subset import is_of_subset
+from samunet.core.errors import CheckpointError, UsageError, WeightsError
+from samunet.core.log import Reporter
 from samunet.models.build import needs_base, restore_model
 from samunet.models.device import place
 from samunet.models.segmentation import SegmentationModel
 from samunet.models.weights import WeightsFile, recorded_weights
-
-_OF_SUBSET = re.compile(r"-(n\d+(s\d+)?|c[0-9a-f]{6})$")
-"""How the label of a run on a subset of the cases ends."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,46 @@ def load_members(model_folder: Path, folds: list[str], *, checkpoint: str, devic
     return members
 
 
+def tell_other_weights(manifests: Sequence[Manifest], folder: Path, reporter: Reporter) -> None:
+    """Warn in one line where the folds of a model start from different files of pretrained weights.
+
+    Files of one pretraining that left out other cases each time, as those of each fold, are taken for the same.
+
+    Args:
+        manifests: Of the folds.
+        folder: Of the model.
+        reporter: Who is told.
+    """
+    folds: dict[tuple[str, ...], list[Manifest]] = {}
+    for manifest in manifests:
+        folds.setdefault(manifest.base.identity, []).append(manifest)
+    bases = [members[0].base for members in folds.values()]
+    if all(_of_one_pretraining(bases[0], other) for other in bases[1:]):
+        return
+    named = "; ".join(
+        f"fold {', '.join(m.fold for m in members)} from {members[0].base.file or 'random weights'}"
+        for members in folds.values()
+    )
+    reporter.warn(f"the folds of {folder.name} start from different weights and are no one model: {named}")
+
+
+def _of_one_pretraining(first: BaseWeights, other: BaseWeights) -> bool:
+    """Whether weights are the same, or from one pretraining that left out other cases, at every stage."""
+    if first.identity == other.identity:
+        return True
+    rests = {None if base.rest is None else base.rest.identity for base in (first, other)}
+    if len(rests) > 1:
+        return False
+    try:
+        files = [recorded_weights(base.model_copy(update={"rest": None})) for base in (first, other)]
+    except WeightsError:
+        return False
+    ours, theirs = (None if file is None else read_pretrained(file.path) for file in files)
+    if ours is None or theirs is None or not differ_in_left_out(ours, theirs):
+        return False
+    return _of_one_pretraining(ours.base, theirs.base)
+
+
 def _check_alike(members: list[Member], folder: Path) -> None:
     first = members[0]
     for member in members[1:]:
@@ -168,7 +208,7 @@ def _input_of(member: Member) -> dict[str, Any]:
 
 def _decided_by_fold(first: Manifest, other: Manifest) -> set[str]:
     """What of LoRA may differ between two folds."""
-    free = {"rank"} if _OF_SUBSET.search(first.preset) else set()
+    free = {"rank"} if is_of_subset(first.preset) else set()
     return free | ({"ranks"} if first.base.sha256 != other.base.sha256 else set())
 
 

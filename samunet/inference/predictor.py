@@ -20,7 +20,7 @@ from samunet.core.geometry import Geometry
 from samunet.core.log import Reporter, SilentReporter
 from samunet.core.volume import Volume
 from samunet.inference.agreement import ViewAgreement
-from samunet.inference.loading import Member, choose_folds, load_members
+from samunet.inference.loading import Member, choose_folds, load_members, tell_other_weights
 from samunet.inference.prompt_geometry import place_prompts
 from samunet.inference.prompted import UNPROMPTED, PromptedOptions, PromptedPredictor
 from samunet.inference.restore import Allocate, Restored, SliceLogits, restore
@@ -95,11 +95,12 @@ class Predictor:
             checkpoint: "final" or "best".
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             mirror: Average over mirrored views.
-            reporter: Told where memory ran out.
+            reporter: Told where memory ran out, and where folds start from different weights.
         """
         place = resolve_device(device)
         chosen = choose_folds(model_folder, folds, checkpoint)
         members = load_members(model_folder, chosen, checkpoint=checkpoint, device=place)
+        tell_other_weights([member.manifest for member in members], model_folder, reporter or SilentReporter())
         return cls(members, device=place, mirror=mirror, reporter=reporter)
 
     def rest(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +33,8 @@ from samunet.pipeline.candidates import Comparison, TrainedModel
 
 MOST_CASES = 8
 MOST_BYTES = 8 << 30
+SCRATCH = ".probabilities-"
+LOCK_FILE = ".running"
 
 
 @dataclass
@@ -109,15 +113,38 @@ def score_cases(
             scores[case.name] = kept
     if scores:
         reporter.info(f"{len(scores)} of {len(cases)} cases were compared before and are kept")
-    folder.mkdir(parents=True, exist_ok=True)
     models = _OneModel(mirror=comparison.mirror, device=device, reporter=reporter)
-    for folds, group in sorted(waiting.items()):
-        spec = _check_same_task(comparison, folds)
-        rest, what = deque(group), f"comparing on fold {', '.join(sorted(set(folds)))}"
-        steps = _score_all(comparison, models, folds, rest, folder, spec, scores)
-        for _ in reporter.track(steps, total=len(group) * len(folds), what=what):
-            pass
+    with running(folder):
+        for folds, group in sorted(waiting.items()):
+            spec = _check_same_task(comparison, folds)
+            rest, what = deque(group), f"comparing on fold {', '.join(sorted(set(folds)))}"
+            steps = _score_all(comparison, models, folds, rest, folder, spec, scores)
+            for _ in reporter.track(steps, total=len(group) * len(folds), what=what):
+                pass
     return scores
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """Hold a comparison's folder, first rid of the probabilities that killed ones left there.
+
+    All that run share a lock, which the system releases however they end: whoever can have it alone is the only one.
+    Where the system or the disk has no locks, what was left stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a") as stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.glob(f"{SCRATCH}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            fcntl.flock(stream, fcntl.LOCK_SH)
+        except BlockingIOError:
+            fcntl.flock(stream, fcntl.LOCK_SH)
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 def _kept(folder: Path, comparison: Comparison, case: Case) -> CaseScores | None:
@@ -160,7 +187,7 @@ def _score_all(
         After each prediction.
     """
     while rest:
-        with TemporaryDirectory(dir=folder, prefix=".probabilities-", ignore_cleanup_errors=True) as scratch:
+        with TemporaryDirectory(dir=folder, prefix=SCRATCH, ignore_cleanup_errors=True) as scratch:
             portion: list[_Work] = []
             size = 0
             for model, fold in zip(comparison.models, folds, strict=True):

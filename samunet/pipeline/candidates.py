@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from samunet.artifacts.checkpoint import ENDING, read_manifest
+from samunet.artifacts.checkpoint import ENDING, Manifest, read_manifest
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.workspace import Workspace, fold_folder
 from samunet.core.errors import UsageError
 from samunet.core.files import sha256_json
 from samunet.core.log import Reporter
-from samunet.inference.loading import finished_folds
+from samunet.inference.loading import finished_folds, tell_other_weights
 from samunet.pipeline.pretrained import labels_read
-from samunet.pipeline.selection import CONFIGURATION_PART, LABEL_PART, checkpoint_identity, name_part
+from samunet.pipeline.selection import ALL_FOLD, CONFIGURATION_PART, LABEL_PART, name_part
 from samunet.pipeline.training_run import CASES_FILE, RunCases
-
-ALL_FOLD = "all"
 
 
 @dataclass(frozen=True)
@@ -124,15 +122,15 @@ def _comparable(
 ) -> TrainedModel | None:
     """The model of a folder, or None, said why, if it cannot be compared."""
     folds = tuple(fold for fold in finished_folds(folder) if fold != ALL_FOLD)
-    manifest = read_manifest(fold_folder(folder, folds[0]) / f"checkpoint_final{ENDING}")
-    if manifest.resolved_recipe.method.promptable:
+    manifests = {fold: read_manifest(fold_folder(folder, fold) / f"checkpoint_final{ENDING}") for fold in folds}
+    if manifests[folds[0]].resolved_recipe.method.promptable:
         reporter.info(f"left out: {folder.name}, which needs prompts")
         return None
     cases = {fold: RunCases.read(fold_folder(folder, fold) / CASES_FILE) for fold in folds}
     if presets is None and any(own.subset is not None for own in cases.values()):
         reporter.info(f"left out: {folder.name}, trained on a subset (name it with --preset to take it)")
         return None
-    taught = {fold: _taught(folder, fold, own) for fold, own in cases.items() if wanted is None or fold in wanted}
+    taught = {f: _taught(manifests[f], own) for f, own in cases.items() if wanted is None or f in wanted}
     if any(taught.values()):
         told = ", ".join(f"{taught[f]} of {len(cases[f].validation)} of fold {f}" for f in taught if taught[f])
         clean = [fold for fold in folds if fold in taught and not taught[fold]]
@@ -141,13 +139,13 @@ def _comparable(
             "Dice there does not compare" + (f"; -f {' '.join(clean)} compares what is left" if clean else "")
         )
         return None
-    identities = {fold: checkpoint_identity(folder, fold) for fold in folds}
+    tell_other_weights([manifests[fold] for fold in taught], folder, reporter)
+    identities = {fold: manifest.identity for fold, manifest in manifests.items()}
     return TrainedModel(folder, folds, identities, {fold: own.validation for fold, own in cases.items()})
 
 
-def _taught(folder: Path, fold: str, cases: RunCases) -> int:
+def _taught(manifest: Manifest, cases: RunCases) -> int:
     """How many of a fold's validation cases taught its weights: as recorded, and as the weights still at hand say."""
-    manifest = read_manifest(fold_folder(folder, fold) / f"checkpoint_final{ENDING}")
     known = labels_read(manifest.base, manifest.dataset) & set(cases.validation)
     return len(known | set(cases.labels_seen))
 

@@ -259,6 +259,7 @@ def _evaluate_files(
         prediction_file=prediction_file,
         spacing=reference.geometry.spacing,
         undeclared_values=labels.undeclared_in(prediction.data),
+        num_ignored=labels.num_ignored(reference.data),
     )
 
 

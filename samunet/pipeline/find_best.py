@@ -31,6 +31,7 @@ from samunet.evaluation.selection import (
     paired_gain,
     score_table,
     size_thresholds,
+    too_few_for_filters,
 )
 from samunet.imageio import read_labels
 from samunet.imageio.formats import ending_of
@@ -198,7 +199,7 @@ def choose_filters(
     """The component filter of each structure that helps in cross-validation, if any does.
 
     None is tried where voxels may be ignored: there a reference does not know its components, and to remove one that
-    is real but was not labelled would cost nothing.
+    is real but was not labelled would cost nothing. Nor is one on fewer cases or groups than show anything.
 
     Args:
         pairs: Cross-validated masks of the chosen candidate with their references.
@@ -210,12 +211,14 @@ def choose_filters(
     """
     if spec.ignore is not None:
         return (), None, NOT_TRIED
+    labels = group_labels(_names(pairs), groups)
+    if (too_few := too_few_for_filters(len(pairs), labels)) is not None:
+        return (), None, f"not tried: {too_few}"
     options = _options(pairs, spec)
     trials: dict[str, list[list[float]]] = {name: [] for name in spec.names}
     for pair in pairs:
         for name, row in _trial(pair, options, spec).items():
             trials[name].append(row)
-    labels = group_labels(_names(pairs), groups)
     chosen = (_best_filter(np.array(trials[name]), options[name], labels) for name in spec.names)
     filters = tuple(found for found in chosen if found is not None)
     if not filters:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from samunet.artifacts.checkpoint import BaseWeights
+from samunet.artifacts.checkpoint import BaseWeights, read_manifest
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import ResolvedRecipe
-from samunet.core.errors import UsageError
+from samunet.core.errors import SamunetError, UsageError
 from samunet.core.log import Reporter
 from samunet.models.device import usable_precision
-from samunet.models.weights import AUTO, as_base, locate_weights
+from samunet.models.weights import AUTO, OFFICIAL, as_base, locate_weights
 from samunet.pipeline.training_run import TrainingRequest, with_length
-from samunet.training.checkpointing import RunIdentity
+from samunet.training.checkpointing import RunIdentity, checkpoint_file
 from samunet.training.clock import clock_of_run
 
 CACHED = "cached_embeddings"
@@ -87,6 +87,35 @@ def weights_setting(option: str, base: BaseWeights, backbone: str) -> Setting:
     return Setting("--weights", None if is_same else _named(asked), _named(base))
 
 
+def ways_beside_a_run(option: str, folder: Path) -> str:
+    """What can be done where a run is to begin and there is one: what begins with other weights may lie elsewhere.
+
+    Args:
+        option: As for --weights, of the run to begin.
+        folder: Of the run that is there.
+    """
+    files = [checkpoint_file(folder, name) for name in ("final", "latest")]
+    try:
+        there = next((read_manifest(file) for file in files if file.is_file()), None)
+        other = None if there is None else _other_weights(option, there.base, there.recipe["backbone"])
+    except SamunetError:
+        other = None
+    if other is None:
+        return "--c continues it, --overwrite replaces it"
+    # without --weights, --c takes those that the run began with
+    continued = "--c continues it, " if option == AUTO else ""
+    return f"it began with {other}: --results FOLDER keeps both, {continued}--overwrite replaces it"
+
+
+def _other_weights(option: str, base: BaseWeights, backbone: str) -> str | None:
+    """What a run began with, if those are not the weights asked for; None if they are."""
+    if option == AUTO:
+        is_same = backbone in OFFICIAL and base.sha256 == OFFICIAL[backbone].sha256
+        return None if is_same else _named(base)
+    setting = weights_setting(option, base, backbone)
+    return None if setting.asked is None else _named(base)
+
+
 def refuse_others(settings: Sequence[Setting], folder: Path) -> None:
     """Refuse settings that are asked for and are others than the run's.
 
@@ -95,13 +124,14 @@ def refuse_others(settings: Sequence[Setting], folder: Path) -> None:
     """
     others = [setting for setting in settings if setting.asked is not None and setting.asked != setting.recorded]
     if others:
+        elsewhere = any(setting.flag == "--weights" for setting in others)
         raise UsageError(
             "a run that exists keeps its settings",
             expected=", ".join(_shown(setting.flag, setting.recorded) for setting in others),
             found=", ".join(_shown(setting.flag, setting.asked) for setting in others),
             file=folder,
             todo="leave them out (--c may change the length, with --epochs or --time-limit), or start again with "
-            "--overwrite",
+            "--overwrite" + (", or with --results FOLDER, which keeps both" if elsewhere else ""),
         )
 
 

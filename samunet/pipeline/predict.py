@@ -117,7 +117,7 @@ def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionRepo
         predictor,
         (request.model_folder, *request.others),
         checkpoint=request.checkpoint,
-        prompted=prompts is not None,
+        prompts=prompts,
         filtered=bool(request.filters),
         reporter=reporter,
     )

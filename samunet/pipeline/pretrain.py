@@ -25,7 +25,8 @@ from samunet.models.pretraining import build_masked_model, build_prompted_model
 from samunet.models.weights import NONE, WeightsFile, as_base, locate_weights, pretrained_weights, recorded_weights
 from samunet.pipeline.kept_settings import Setting, is_longer_or_shorter, refuse_others, weights_setting
 from samunet.pipeline.pretrain_data import TRAINING, Source, planned_datasets, read_sources, recipes_of
-from samunet.pipeline.pretrained import seen_before
+from samunet.pipeline.pretrain_length import count_slices, tell_length, with_length_for
+from samunet.pipeline.pretrained import seen_before, tell_what_is_unknown
 from samunet.pipeline.provenance import describe
 from samunet.pipeline.train import DEFAULT_SEED
 from samunet.planners import peft
@@ -142,22 +143,38 @@ def pretrain(request: PretrainingRequest, workspace: Workspace, *, reporter: Rep
         backbone, from_random = begun.recipe.backbone, _from_random(begun.base)
     recipes = recipes_of(request, datasets, workspace, device=device, backbone=backbone, from_random=from_random)
     sources = read_sources(request, datasets, recipes, workspace, reporter)
+    num_slices = count_slices(sources, supervised=request.supervised)
+    planned = with_length_for(_shared(recipes[0]), num_slices)
     if begun is not None:
         recipe = replace(begun.recipe, precision=usable_precision(begun.recipe, device))
         clock = clock_of_run(begun.clock, processor=request.processor_clock, resume=True)
         identity = replace(begun, recipe=_with_length(recipe, request), clock=clock)
     else:
         file = locate_weights(request.weights, get_spec(backbone), reporter=reporter)
-        recipe = _with_overrides(_shared(recipes[0]), request, device)
+        recipe = _with_overrides(planned, request, device)
         identity = _identity(sources, recipe, as_base(file), request, workspace)
     facts = _facts(identity, sources, request)
-    run = _Run(folder, identity, sources, facts, from_random, device, begun, seen_before(identity.base))
+    earlier = seen_before(identity.base)
+    run = _Run(folder, identity, sources, facts, from_random, device, begun, earlier, planned, num_slices)
     return _execute(run, request, existing, reporter)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run is; ``facts`` must not change when it is continued, ``begun`` is what it was then."""
+    """What a run is.
+
+    Args:
+        folder: Of the run.
+        identity: What its checkpoints say.
+        sources: What is seen.
+        facts: What must not change when it is continued.
+        from_random: Whether it began with random weights, at whatever remove.
+        device: Resolved.
+        begun: What it was when it began, if it is continued.
+        earlier: What its weights had seen.
+        planned: The recipe before anything was asked for.
+        num_slices: Slices that are seen.
+    """
 
     folder: Path
     identity: RunIdentity
@@ -167,6 +184,8 @@ class _Run:
     device: str
     begun: RunIdentity | None
     earlier: Earlier
+    planned: ResolvedRecipe
+    num_slices: int
 
 
 def _begun(folder: Path, request: PretrainingRequest) -> RunIdentity:
@@ -374,16 +393,14 @@ def _announce(run: _Run, request: PretrainingRequest, built: BuiltModel, reporte
     for source in run.sources:
         parts = ", ".join(f"{len(cases)} from {folder.name}" for folder, cases in source.stores)
         reporter.info(f"  {source.planned.plan.dataset}: {source.num_cases} cases ({parts})")
+    tell_length(recipe, run.planned, run.num_slices, reporter)
     reporter.info(built.load_report.summary())
-    if run.earlier.lost:
+    tell_what_is_unknown(run.earlier, reporter)
+    whole = [source.planned.plan.dataset for source in run.sources if not source.left_out]
+    if request.supervised and whole:
         reporter.warn(
-            "it is not known which cases taught the weights that this run continues from: files of earlier stages are "
-            f"gone or were replaced: {', '.join(run.earlier.lost)}"
-        )
-    if request.supervised and not any(source.left_out for source in run.sources):
-        reporter.warn(
-            "labels of every case are read: what is trained from these weights cannot be validated on these datasets; "
-            "--leave-out-fold K keeps a fold's validation cases out"
+            f"{', '.join(whole)}: labels of every case are read, so that what is trained from these weights cannot be "
+            "validated there; --leave-out-fold K keeps a fold's validation cases out"
         )
 
 
@@ -414,10 +431,10 @@ def _write(
         seed=identity.seed,
         provenance=identity.provenance,
     )
-    file = run.folder / RESULT
+    file, passes = run.folder / RESULT, state.step * recipe.batch_size / run.num_slices
     about = write_pretrained(file, tensors, about)
     reporter.info(
-        f"pretrained {about.steps} steps in {about.minutes:.1f} minutes: {file}\n"
+        f"pretrained {about.steps} steps ({passes:.2g} passes over the slices) in {about.minutes:.1f} minutes: {file}\n"
         f"train from it with samunet_train DATASET FOLD --weights {file}"
     )
     return PretrainingResult(file, about)

@@ -87,10 +87,13 @@ class Source:
 
     def seen(self, *, labels_read: bool) -> SeenDataset:
         """As the result records it."""
+        images: dict[str, tuple[str, ...]] = {}
+        for folder, cases in self.stores:  # two ways to name a folder come to one store
+            images[folder.name] = tuple(dict.fromkeys((*images.get(folder.name, ()), *cases)))
         return SeenDataset(
             name=self.planned.plan.dataset,
             configuration=self.planned.configuration,
-            images={folder.name: cases for folder, cases in self.stores},
+            images=images,
             left_out=self.left_out,
             labels_read=labels_read,
             intensity_map=self.recipe.intensity_map.model_dump(mode="json"),
@@ -188,13 +191,12 @@ def read_sources(
         left_out = _left_out(request, planned, workspace)
         stores = []
         for origin in request.images:
-            cases = _cases(origin, planned, reporter)
+            cases = _cases(origin, planned, request, reporter)
             known |= {case.name for case in cases}
             wanted = [case for case in cases if _is_wanted(case.name, request, left_out)]
             if len(wanted) < len(cases):
                 reporter.info(f"{origin}: {len(cases) - len(wanted)} of {len(cases)} images are left out")
-            if wanted:
-                stores.append(_store(origin, planned, wanted, request, workspace, reporter))
+            stores += _stores(origin, planned, wanted, request, workspace, reporter)
         if not stores:
             raise UsageError("no image is left to pretrain on", found=planned.plan.dataset)
         sources.append(Source(planned, recipe, tuple(stores), left_out))
@@ -210,21 +212,27 @@ def _is_wanted(name: str, request: DataRequest, left_out: Sequence[str]) -> bool
 
 
 def _left_out(request: DataRequest, planned: Planned, workspace: Workspace) -> tuple[str, ...]:
-    """Cases of imagesTr that must not be seen, under whatever folder: named ones and a fold's validation cases."""
+    """Cases of imagesTr that must not be seen, under whatever folder: named ones and a fold's validation cases.
+
+    With these go the cases of their groups that have no label, and so are in no fold.
+    """
     names = [case.name for case in planned.dataset.training if case.name not in planned.plan.left_out]
     chosen = set(names) & set(request.left_out)
     if request.left_out_fold is not None:
+        groups = planned.dataset.groups or {}
         splits = load_or_make_splits(workspace.splits_file(planned.plan.dataset), names, planned.dataset.groups)
-        chosen |= set(cases_of_fold(splits, request.left_out_fold, names).val)
+        validation = cases_of_fold(splits, request.left_out_fold, names).val
+        held_out = {groups[name] for name in validation if name in groups}
+        chosen |= {*validation, *(name for name in planned.plan.left_out if groups.get(name) in held_out)}
     if request.cases is not None:
         chosen |= set(names) - set(request.cases)
     return tuple(sorted(chosen))
 
 
-def _cases(origin: str, planned: Planned, reporter: Reporter) -> Sequence[Case]:
+def _cases(origin: str, planned: Planned, request: DataRequest, reporter: Reporter) -> Sequence[Case]:
     """Cases of imagesTr, imagesTs or a folder."""
     if origin == TRAINING:
-        return [case for case in planned.dataset.training if case.name not in planned.plan.left_out]
+        return _training_cases(planned, request, reporter)
     if origin == TEST:
         return planned.dataset.test
     description = planned.dataset.description
@@ -234,18 +242,53 @@ def _cases(origin: str, planned: Planned, reporter: Reporter) -> Sequence[Case]:
     return cases
 
 
-def _store(
+def _training_cases(planned: Planned, request: DataRequest, reporter: Reporter) -> Sequence[Case]:
+    """Those of imagesTr that are planned, and without labels also those that planning left out for want of one."""
+    every = planned.dataset.training
+    planned_out = [case for case in every if case.name in planned.plan.left_out]
+    bare = [case for case in planned_out if not (request.supervised or (case.label and case.label.is_file()))]
+    if bare:
+        reporter.info(f"{TRAINING}: {len(bare)} of {len(every)} images have no label and are seen too")
+    dropped = {case.name for case in planned_out} - {case.name for case in bare}
+    if dropped:
+        todo = "" if request.supervised else f"; --images {planned_out[0].images[0].parent} takes all that can be read"
+        reporter.info(
+            f"{TRAINING}: {len(dropped)} of {len(every)} images are not seen, as planning left them out{todo}"
+        )
+    return [case for case in every if case.name not in dropped]
+
+
+def _stores(
     origin: str,
     planned: Planned,
     cases: Sequence[Case],
     request: DataRequest,
     workspace: Workspace,
     reporter: Reporter,
+) -> list[tuple[Path, tuple[str, ...]]]:
+    """The stores of some cases: the dataset's own for those that it holds, else one of images without labels."""
+    plan, found = planned.plan, []
+    has_own = origin == TRAINING
+    own = tuple(case.name for case in cases if has_own and case.name not in plan.left_out)
+    others = [case for case in cases if not has_own or case.name in plan.left_out]
+    if own:
+        store = open_store(plan, planned.configuration, planned.dataset, workspace, cases=own)
+        found.append((store.folder, own))
+    if others:
+        folder, good = _unlabelled_store(planned, others, request, workspace, reporter)
+        if good:
+            found.append((folder, good))
+        elif not own:
+            raise UsageError("no image could be preprocessed", file=others[0].images[0].parent)
+    return found
+
+
+def _unlabelled_store(
+    planned: Planned, cases: Sequence[Case], request: DataRequest, workspace: Workspace, reporter: Reporter
 ) -> tuple[Path, tuple[str, ...]]:
-    """The store of some cases: the dataset's own, or one of images without labels that is made or completed now."""
-    plan, configuration, names = planned.plan, planned.configuration, tuple(case.name for case in cases)
-    if origin == TRAINING:
-        return open_store(plan, configuration, planned.dataset, workspace, cases=names).folder, names
+    """The store of a folder of images without labels, made or completed now, and which of the cases are in it."""
+    # what was left out in planning was so for its label too, which is of no matter here
+    plan, configuration = planned.plan.model_copy(update={"left_out": ()}), planned.configuration
     folder = workspace.store_folder(plan.dataset, unlabelled_key(plan, configuration, cases[0].images[0].parent))
     unlabelled = replace(planned.dataset, training=tuple(replace(case, label=None) for case in cases))
     outcomes = preprocess_dataset(
@@ -254,10 +297,7 @@ def _store(
     for outcome in outcomes:
         if outcome.error is not None:
             reporter.warn(f"left out: {outcome.error}")
-    good = tuple(outcome.name for outcome in outcomes if outcome.error is None)
-    if not good:
-        raise UsageError("no image could be preprocessed", file=cases[0].images[0].parent)
-    return folder, good
+    return folder, tuple(outcome.name for outcome in outcomes if outcome.error is None)
 
 
 def unlabelled_key(plan: Plan, configuration: str, images: Path) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from samunet.artifacts.checkpoint import ENDING, BaseWeights
-from samunet.artifacts.pretraining import Earlier, SeenDataset, read_pretrained
+from samunet.artifacts.pretraining import Earlier, SeenDataset, read_exported, read_pretrained
 from samunet.artifacts.subset import Subset
 from samunet.core.errors import WeightsError
 from samunet.core.log import Reporter
-from samunet.models.weights import recorded_weights
+from samunet.models.weights import NONE, OFFICIAL, cache_folder, recorded_weights
+
+_BY_SAM = frozenset(file.sha256 for file in OFFICIAL.values())
 
 
 def labels_read(base: BaseWeights, dataset: str) -> frozenset[str]:
@@ -43,12 +45,7 @@ def tell_what_was_seen(
         subset: The labelled cases that the run is limited to.
     """
     earlier = seen_before(base)
-    if earlier.lost:
-        reporter.warn(
-            "it is not known which cases taught these weights, as files that they continued from are gone or were "
-            f"replaced: {', '.join(earlier.lost)}; if labels of validation cases were read there, their Dice does not "
-            "say how well new images will be segmented"
-        )
+    tell_what_is_unknown(earlier, reporter)
     taught = _taught(earlier, dataset)
     outside = taught - set(validation) - set(() if subset is None else subset.cases)
     if subset is not None and outside:
@@ -74,31 +71,57 @@ def seen_before(base: BaseWeights) -> Earlier:
 
     A file is only believed if it has the hash that is recorded: another one may lie in its place by now.
     """
+    if base.kind == NONE or base.sha256 in _BY_SAM:
+        return join_seen(_of_rest(base))
     if Path(base.file).suffix != ENDING:
-        return Earlier() if base.rest is None else seen_before(base.rest)
+        return join_seen([_by_record(base), *_of_rest(base)])
     try:
         file = recorded_weights(base.model_copy(update={"rest": None}))
     except WeightsError:
-        return _joined([Earlier(lost=(base.file,)), *_of_rest(base)])
+        return join_seen([Earlier(lost=(base.file,)), *_of_rest(base)])
     about = None if file is None else read_pretrained(file.path)
     if about is None:
-        return _joined(_of_rest(base))
+        return join_seen([Earlier(unrecorded=(base.file,)), *_of_rest(base)])
     earlier = seen_before(about.base) if about.earlier is None else about.earlier
-    return _joined([Earlier(datasets=about.datasets), earlier, *_of_rest(base)])
+    return join_seen([Earlier(datasets=about.datasets), earlier, *_of_rest(base)])
+
+
+def tell_what_is_unknown(earlier: Earlier, reporter: Reporter) -> None:
+    """Warn where it is not known what taught the weights that a run starts from."""
+    reasons = []
+    if earlier.lost:
+        reasons.append(f"files that they continued from are gone or were replaced: {', '.join(earlier.lost)}")
+    if earlier.unrecorded:
+        files = ", ".join(earlier.unrecorded)
+        reasons.append(f"files hold no record of samunet_pretrain and have none of samunet_export beside them: {files}")
+    for reason in reasons:
+        reporter.warn(
+            f"it is not known which cases taught these weights, as {reason}; if labels of validation cases were read "
+            "there, their Dice does not say how well new images will be segmented"
+        )
+
+
+def _by_record(base: BaseWeights) -> Earlier:
+    """What the record of samunet_export says, beside the file where it was or in the cache."""
+    recorded = Path(base.file)
+    found = (read_exported(path, base.sha256) for path in (recorded, cache_folder() / recorded.name))
+    exported = next((about for about in found if about is not None), None)
+    return Earlier(unrecorded=(base.file,)) if exported is None else exported.seen
 
 
 def _of_rest(base: BaseWeights) -> list[Earlier]:
     return [] if base.rest is None else [seen_before(base.rest)]
 
 
-def _joined(parts: Sequence[Earlier]) -> Earlier:
-    """All parts, each dataset of a stage and each file once."""
+def join_seen(parts: Sequence[Earlier]) -> Earlier:
+    """What all parts have seen together, each dataset of a stage and each file once."""
     datasets: list[SeenDataset] = []
     for seen in (seen for part in parts for seen in part.datasets):
         if seen not in datasets:
             datasets.append(seen)
     lost = dict.fromkeys(file for part in parts for file in part.lost)
-    return Earlier(datasets=tuple(datasets), lost=tuple(lost))
+    unrecorded = dict.fromkeys(file for part in parts for file in part.unrecorded)
+    return Earlier(datasets=tuple(datasets), lost=tuple(lost), unrecorded=tuple(unrecorded))
 
 
 def _seen(earlier: Earlier, dataset: str) -> list[SeenDataset]:

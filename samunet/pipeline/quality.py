@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from samunet.artifacts.plan import Plan
+from samunet.artifacts.prompts import CasePrompts, prompted_structure
 from samunet.artifacts.quality import (
     CALIBRATION_FILE,
     Calibration,
@@ -112,6 +113,8 @@ def write_calibration(
 ) -> Calibration:
     """Calibrate a fold's model on its validation cases, and write what it says beside its checkpoint.
 
+    Cases with ignored voxels are left out: only the Dice of their labelled voxels is known, not that of the mask.
+
     Args:
         folder: Of the fold.
         store: Of the training cases.
@@ -125,13 +128,16 @@ def write_calibration(
     """
     opened = CaseStore(store)
     records = [opened.record(name) for name in trained]
-    made = () if watch is None or report is None else observations(watch.seen, report)
+    judged = None if watch is None else report
+    made = () if watch is None or judged is None else observations(watch.seen, judged)
+    ignoring = () if judged is None else not_whole(judged).difference(labels_seen)
     seen = tuple(one for one in made if one.case not in labels_seen)
+    left_out = {"whose labels taught the weights": len(labels_seen), "whose references ignore voxels": len(ignoring)}
     fits = fit_calibration(seen, groups)
     calibration = Calibration(
         identity=checkpoint_identity(folder.parent, folder.name.removeprefix("fold_")),
         fits=fits,
-        reason=_reason(fits, seen, groups, labels_seen),
+        reason=_reason(fits, seen, groups, left_out),
         intensities=intensity_ranges(records, channels),
         observations=seen,
     )
@@ -141,10 +147,10 @@ def write_calibration(
 
 
 def observations(seen: Mapping[str, SeenMask], report: EvaluationReport) -> tuple[Observation, ...]:
-    """Masks that are not empty, with their true Dice."""
-    made = []
+    """Masks that are not empty, with their true Dice; none of cases with ignored voxels, where it is not known."""
+    made, unknown = [], not_whole(report)
     for case in report.metric_per_case:
-        signs = seen[case.case].signs if case.case in seen else {}
+        signs = seen[case.case].signs if case.case in seen and case.case not in unknown else {}
         for key, metrics in case.metrics.items():
             name = report.name_of(key)
             if name in signs and signs[name].expected is not None and metrics.Dice is not None:
@@ -152,18 +158,24 @@ def observations(seen: Mapping[str, SeenMask], report: EvaluationReport) -> tupl
     return tuple(made)
 
 
+def not_whole(report: EvaluationReport) -> frozenset[str]:
+    """Cases of which not every voxel is known to be labelled: their scores are not those of the whole mask."""
+    return frozenset(case.case for case in report.metric_per_case if case.num_ignored != 0)
+
+
 def _reason(
     fits: Sequence[CalibrationFit],
     seen: Sequence[Observation],
     groups: Mapping[str, str] | None,
-    labels_seen: Collection[str],
+    left_out: Mapping[str, int],
 ) -> str:
     cases = f"{len({one.case for one in seen})} validation cases"
     units = count_units((one.case for one in seen), groups)
     cases += f" of {units} groups" if groups else ""
-    cases += f", without {len(labels_seen)} whose labels taught the weights" if labels_seen else ""
+    without = " and ".join(f"{number} {which}" for which, number in left_out.items() if number)
+    cases += f", without {without}" if without else ""
     if not fits:
-        if not seen and not labels_seen:
+        if not seen and not without:
             return "not calibrated: no masks of validation cases that were made without prompts"
         return f"not calibrated: masks of {cases}, and it takes {LEAST_CASES}{' groups' if groups else ''}"
     error = next(fit.error for fit in fits if fit.structure is None)
@@ -177,14 +189,21 @@ class Judge:
     Args:
         plan: Of the models.
         facts: Of their training.
-        fits: Per model, where it is calibrated.
+        fits: Per model (each fold of each), empty where it is not calibrated; none where no estimate is to be.
         note: How, or why not.
+        prompts: Per case what was pointed at, the only structures that are judged; None: masks were made without.
     """
 
     plan: Plan
     facts: TrainingFacts
     fits: tuple[tuple[CalibrationFit, ...], ...]
     note: str
+    prompts: Mapping[str, CasePrompts] | None = None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether every model is."""
+        return bool(self.fits) and all(self.fits)
 
     @classmethod
     def of(
@@ -193,7 +212,7 @@ class Judge:
         folders: Sequence[Path],
         *,
         checkpoint: str,
-        prompted: bool,
+        prompts: Mapping[str, CasePrompts] | None = None,
         filtered: bool = False,
         reporter: Reporter,
     ) -> Judge:
@@ -203,7 +222,7 @@ class Judge:
             predictor: The models.
             folders: Theirs, in the same order.
             checkpoint: Which of their checkpoints.
-            prompted: Whether they are given prompts.
+            prompts: Per case what they are asked to segment, where they are given prompts.
             filtered: Whether components are removed from their masks.
             reporter: Told of a file that cannot be read; it then counts as missing, and masks are made.
         """
@@ -214,20 +233,25 @@ class Judge:
         ]
         facts = _facts(members[0], folders[0], found[0], reporter)
         remark = "; estimates are of the masks before component filters, volumes of those written" if filtered else ""
-        if prompted or checkpoint != "final":
-            why = "prompts were given" if prompted else f"they are of {checkpoint} checkpoints, and only final ones are"
+        if prompts is not None:
+            return cls(predictor.plan, facts, (), f"not calibrated: prompts were given{remark}", prompts)
+        if checkpoint != "final":
+            why = f"they are of {checkpoint} checkpoints, and only final ones are"
             return cls(predictor.plan, facts, (), f"not calibrated: {why}{remark}")
         every = [own for part in found for own in part]
-        fits = tuple(own.fits for own in every if own is not None and own.fits)
-        notes = dict.fromkeys(_MISSING if own is None else own.reason for own in every)
+        fits = tuple(() if own is None else own.fits for own in every)
+        notes = list(dict.fromkeys(_MISSING if own is None else own.reason for own in every))
+        if any(fits) and not all(fits):
+            lacking = f"{fits.count(())} of {len(fits)} models are not calibrated"
+            notes.append(f"{lacking}, so estimates are means over the others, without intervals")
         return cls(predictor.plan, facts, fits, "; ".join(notes) + remark)
 
     def case(self, name: str, seen: SeenMask) -> CaseQuality:
         """The estimates and flags of one case."""
         flags = unfamiliar_image(self.facts, seen.geometry, seen.record, self.plan)
         structures, values = {}, []
-        for structure, signs in seen.signs.items():
-            structures[structure] = self._structure(structure, signs, seen.volumes_ml[structure])
+        for structure in self._judged(name):
+            structures[structure] = self._structure(structure, seen.signs[structure], seen.volumes_ml[structure])
             flag = unfamiliar_mask(self.facts, structure, seen.volumes_ml[structure])
             flags += [] if flag is None else [flag]
             value = structures[structure].dice
@@ -236,14 +260,34 @@ class Judge:
             values += [] if value is None else [value]
         return CaseQuality(case=name, lowest=min(values) if values else None, structures=structures, flags=tuple(flags))
 
+    def _judged(self, case: str) -> list[str]:
+        """The structures that the models looked for: all, or those that the prompts of a case point at."""
+        labels = self.plan.label_spec
+        if self.prompts is None:
+            return list(labels.names)
+        asked = {prompted_structure(entry.label, labels) for entry in self.prompts[case]}
+        return [structure for structure in labels.names if structure in asked]
+
     def _structure(self, structure: str, signs: StructureSigns, volume_ml: float) -> StructureQuality:
-        """The mean of the estimates by every model's own calibration."""
+        """The mean of the estimates by the models' own calibrations, with an interval where all of them have one."""
         each = [estimate_dice(fits, structure, signs) for fits in self.fits or ((),)]
-        columns = [[value for value in column if value is not None] for column in zip(*each, strict=True)]
-        dice, low, high = (round(sum(c) / len(c), 4) if len(c) == len(each) else None for c in columns)
+        sure = [estimate for estimate in each if estimate[1] is not None]
+        calibrated = len(sure) == len(each)
+        dice, low, high = (_mean(column) for column in zip(*(sure or each), strict=True))
         return StructureQuality(
-            dice=dice, low=low, high=high, calibrated=low is not None, volume_ml=round(volume_ml, 6), signs=signs
+            dice=dice,
+            low=low if calibrated else None,
+            high=high if calibrated else None,
+            calibrated=calibrated,
+            volume_ml=round(volume_ml, 6),
+            signs=signs,
         )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of all; None where one is missing."""
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 4) if known and len(known) == len(values) else None
 
 
 def _facts(

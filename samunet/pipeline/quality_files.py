@@ -101,9 +101,10 @@ def _calibrated(judge: Judge, cases: Sequence[CaseQuality]) -> tuple[bool, str]:
     """Whether all estimates are calibrated, and how, or why not."""
     estimated = [own.calibrated for case in cases for own in case.structures.values() if own.dice is not None]
     lacking = len(estimated) - sum(estimated)
-    if not judge.fits or not lacking:
-        return bool(judge.fits), judge.note
-    return False, f"{judge.note}; {lacking} of {len(estimated)} estimates are not calibrated: no fit has their signs"
+    if not judge.calibrated or not lacking:
+        return judge.calibrated, judge.note
+    short = f"{lacking} of {len(estimated)} estimates are not calibrated"
+    return False, f"{judge.note}; {short}: not every model has a fit for their signs"
 
 
 def look_first(cases: Sequence[CaseQuality]) -> tuple[str, ...]:

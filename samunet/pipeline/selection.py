@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from samunet.artifacts.best import Best, BestModel, ComponentFilter
 from samunet.artifacts.checkpoint import ENDING, read_manifest
 from samunet.artifacts.plan import load_plan
+from samunet.artifacts.subset import is_of_subset
 from samunet.artifacts.workspace import Workspace, fold_folder
 from samunet.core.config import load_schema
 from samunet.core.errors import SamunetError, UsageError
@@ -15,6 +17,7 @@ from samunet.core.log import Reporter
 from samunet.inference.loading import finished_folds
 
 CONFIGURATION_PART, LABEL_PART = 0, 1
+ALL_FOLD = "all"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,13 @@ def select_models(
     named = configuration is not None or preset is not None or checkpoint != "final"
     if named or prompted or not file.is_file():
         folder = choose_model_folder(
-            workspace, dataset, configuration=configuration, preset=preset, checkpoint=checkpoint, prompted=prompted
+            workspace,
+            dataset,
+            configuration=configuration,
+            preset=preset,
+            checkpoint=checkpoint,
+            prompted=prompted,
+            reporter=reporter,
         )
         return Selection((folder,), folds, mirror=mirror is not False)
     best = load_schema(Best, file)
@@ -83,6 +92,8 @@ def select_models(
         f"found best by cross-validation ({file.name}): {' + '.join(folder.name for folder in folders)}, "
         f"fold {', '.join(chosen)}; {views}; component filters: {cleaned}"
     )
+    if folds is None:
+        _tell_further_folds(folders, chosen, dataset, reporter)
     return Selection(folders, chosen, filters, mirrored)
 
 
@@ -101,6 +112,17 @@ def _found(workspace: Workspace, dataset: str, model: BestModel, file: Path, rep
     if any(checkpoint_identity(folder, fold) != name for fold, name in known.items()):
         reporter.warn(f"{model.model} was trained again since it was found best: compare again")
     return folder
+
+
+def _tell_further_folds(folders: Sequence[Path], chosen: Sequence[str], dataset: str, reporter: Reporter) -> None:
+    """Say which folds all models have finished beside those that were compared."""
+    finished = set.intersection(*(set(finished_folds(folder)) for folder in folders)) - {ALL_FOLD}
+    if further := sorted(finished - set(chosen)):
+        reporter.info(
+            f"fold {', '.join(further)} of it {'is' if len(further) == 1 else 'are'} finished too and not used: "
+            f"samunet_find_best_configuration {dataset} takes finished folds in, -f "
+            f"{' '.join(sorted({*chosen, *further}))} averages them without comparing again"
+        )
 
 
 def checkpoint_identity(folder: Path, fold: str) -> str:
@@ -131,10 +153,12 @@ def choose_model_folder(
     preset: str | None = None,
     checkpoint: str = "final",
     prompted: bool = False,
+    reporter: Reporter | None = None,
 ) -> Path:
     """The folder of the recommended configuration if it is trained, else of the only one trained.
 
-    Of models that take prompts and models that do not, only the kind that is asked counts, if there is one of it.
+    Of models that take prompts and models that do not, only the kind that is asked counts, if there is one of it. Of
+    these, runs on a subset of the cases count only where nothing is trained on all of them, unless one is named.
 
     Args:
         workspace: Where results are.
@@ -143,6 +167,7 @@ def choose_model_folder(
         preset: A preset, or the label of a changed one, to insist on.
         checkpoint: The checkpoint that has to exist.
         prompted: Whether prompts are given.
+        reporter: Told where a run on a subset is taken.
 
     Raises:
         UsageError: If nothing fits, or several do; the message lists them.
@@ -155,21 +180,37 @@ def choose_model_folder(
         )
     offered = trained if preset is None else [p for p in trained if name_part(p, LABEL_PART) == preset]
     offered = [p for p in offered if _takes_prompts(p, checkpoint) == prompted] or offered
+    subsets = [p for p in offered if preset is None and _is_of_subset(p)]
+    offered = [p for p in offered if p not in subsets] or subsets
     wanted = configuration
-    if wanted is None:
+    if wanted is None and offered is not subsets:
         plan_file = workspace.plan_file(dataset)
         recommended = load_plan(plan_file).recommended.value if plan_file.is_file() else None
         present = {name_part(p, CONFIGURATION_PART) for p in offered}
         wanted = recommended if recommended in present else None
     fitting = offered if wanted is None else [p for p in offered if name_part(p, CONFIGURATION_PART) == wanted]
     if len(fitting) == 1:
+        if fitting[0] in subsets and reporter is not None:
+            reporter.warn(f"{fitting[0].name} was trained on a subset of the cases; no model that fits was on all")
         return fitting[0]
+    asked = " ".join(filter(None, (wanted and f"configuration {wanted}", preset and f"preset {preset}")))
+    if parts := [p for p in subsets if not fitting and name_part(p, CONFIGURATION_PART) == wanted]:
+        raise UsageError(
+            f"{asked} is not trained on all cases",
+            expected=f"one of {', '.join(p.name for p in offered)}",
+            found=f"runs on a subset: {', '.join(p.name for p in parts)}",
+            todo=f"to take such a run, name it: --preset {name_part(parts[0], LABEL_PART)}, or -m FOLDER",
+        )
+    compare = "" if offered is subsets else f", or compare them: samunet_find_best_configuration {dataset}"
     alike = len({folder.name.rpartition("__")[0] for folder in fitting}) == 1
     choice = "-m FOLDER" if alike else "-c CONFIGURATION, --preset NAME or -m FOLDER"
-    asked = " ".join(filter(None, (wanted and f"configuration {wanted}", preset and f"preset {preset}")))
     raise UsageError(
         "several trained models fit" if fitting else f"{asked} is not trained",
         expected=", ".join(p.name for p in (fitting or trained)),
         found=asked or "no -c",
-        todo=f"choose with {choice}, or compare them: samunet_find_best_configuration {dataset}",
+        todo=f"choose with {choice}{compare}",
     )
+
+
+def _is_of_subset(folder: Path) -> bool:
+    return is_of_subset(name_part(folder, LABEL_PART))

@@ -28,7 +28,13 @@ from samunet.models.device import place, resolve_device
 from samunet.models.segmentation import SegmentationModel
 from samunet.models.weights import as_base, locate_weights
 from samunet.pipeline.evaluate import evaluate, save_evaluation
-from samunet.pipeline.kept_settings import CACHED, check_validated, continued_identity, is_longer_or_shorter
+from samunet.pipeline.kept_settings import (
+    CACHED,
+    check_validated,
+    continued_identity,
+    is_longer_or_shorter,
+    ways_beside_a_run,
+)
 from samunet.pipeline.methods import chosen_weights, run_label
 from samunet.pipeline.oracle import oracle_prompts
 from samunet.pipeline.pretrained import tell_what_was_seen
@@ -95,7 +101,7 @@ def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter)
         inputs = read_inputs(request, identity, folder, workspace)
         _train(identity, inputs, folder, device, request, reporter, begun=begun)
     else:
-        existing = _existing_files(folder, overwrite=request.overwrite)
+        existing = _existing_files(folder, request)
         identity = identify_run(request, plan, configuration, workspace, device, reporter)
         identity = with_probed_ranks(identity, workspace, reporter)
         inputs = read_inputs(request, identity, folder, workspace)
@@ -103,11 +109,11 @@ def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter)
     return TrainingResult(folder, *_validate(inputs, folder, device, request, reporter))
 
 
-def _existing_files(folder: Path, *, overwrite: bool) -> list[Path]:
+def _existing_files(folder: Path, request: TrainingRequest) -> list[Path]:
     """Files of an earlier run here; they may only be replaced on request, and only once the new run can start."""
     existing = [path for path in folder.glob("*") if path.is_file()]
-    if existing and not overwrite:
-        raise UsageError("there is a run here already", file=folder, todo="--c continues it, --overwrite replaces it")
+    if existing and not request.overwrite:
+        raise UsageError("there is a run here already", file=folder, todo=ways_beside_a_run(request.weights, folder))
     return existing
 
 

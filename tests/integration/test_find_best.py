@@ -22,7 +22,7 @@ from samunet.datasets.raw import load_raw_dataset
 from samunet.imageio import read_labels, read_volume
 from samunet.inference.predictor import Predictor
 from samunet.pipeline import candidate_scores
-from samunet.pipeline.find_best import NOT_TRIED, choose_filters
+from samunet.pipeline.find_best import NO_FILTER_HELPS, NOT_TRIED, choose_filters
 from samunet.pipeline.train import train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.preprocessing.runner import preprocess_dataset
@@ -156,6 +156,25 @@ def test_one_model_is_loaded_at_a_time(trained: Workspace, monkeypatch: pytest.M
     assert list(trained.comparison_folder(DATASET).glob(".prob*")) == []
 
 
+def test_what_killed_comparisons_left_goes_unless_one_is_running(trained: Workspace):
+    """Probabilities without an owner are removed before anything is predicted; beside one that runs they may be its."""
+    folder = trained.comparison_folder(DATASET)
+    left = folder / ".probabilities-killed"
+
+    def leave() -> None:
+        left.mkdir(parents=True)
+        (left / "case_3.npy").write_bytes(b"0" * 100)
+
+    leave()
+    with candidate_scores.running(folder):
+        assert not left.exists()
+        leave()
+        assert command(trained) == 0
+        assert left.exists()
+    assert command(trained) == 0
+    assert not left.exists()
+
+
 def test_views_are_mirrored_as_they_were_when_compared(
     trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -262,7 +281,7 @@ def test_explicit_words_override_what_was_found(trained: Workspace, tmp_path: Pa
     assert "not there any more" in capsys.readouterr().err
 
 
-def test_a_filter_is_chosen_where_it_helps(trained: Workspace, monkeypatch: pytest.MonkeyPatch):
+def test_a_filter_is_chosen_where_it_helps(trained: Workspace, capsys: pytest.CaptureFixture[str]):
     """Masks with a planted speck in every case bring the ball's filter and no other; clean masks bring none."""
     command(trained, "-c", "2d", "-f", "0")
     folder = trained.comparison_folder(DATASET) / FINE
@@ -279,6 +298,8 @@ def test_a_filter_is_chosen_where_it_helps(trained: Workspace, monkeypatch: pyte
         (folder / f"{case}.nii.gz").write_bytes(truth.read_bytes())
     assert command(trained, "-c", "2d", "-f", "0") == 0
     assert best_of(trained).filters == ()
+    assert f"no component filter: {best_of(trained).filters_reason}" in capsys.readouterr().out
+    assert best_of(trained).filters_reason == NO_FILTER_HELPS
 
 
 def test_a_model_that_was_taught_with_validation_labels_is_left_out(

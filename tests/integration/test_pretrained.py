@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ from samunet.artifacts.checkpoint import read_checkpoint
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import IntensityMap
 from samunet.artifacts.workspace import Workspace
-from samunet.core.errors import WeightsError
+from samunet.core.errors import UsageError, WeightsError
+from samunet.core.files import read_json
 from samunet.core.log import SilentReporter
 from samunet.inference.predictor import Predictor
 from samunet.models.sam.network import build_network
+from samunet.models.weights import as_base, locate_weights
+from samunet.pipeline.export_weights import export_weights
+from samunet.pipeline.pretrained import labels_read, tell_what_was_seen
 from samunet.pipeline.train import TrainingResult, train
-from samunet.pipeline.training_run import TrainingRequest
+from samunet.pipeline.training_run import CASES_FILE, RunCases, TrainingRequest
 from samunet.training.checkpointing import checkpoint_file
 from tests.samples import DATASET, lora_encoder, make_case, make_plan, make_recipe, prepare
 
@@ -77,3 +82,41 @@ def test_the_base_is_found_by_hash_in_the_cache_and_nothing_else_will_do(
     with pytest.raises(WeightsError) as caught:
         Predictor.from_folder(model, device="cpu")
     assert "base.pth with SHA-256" in str(caught.value)
+
+
+def test_what_taught_an_exported_model_is_known_when_it_is_trained_from(tmp_path: Path):
+    """Its training cases stand beside the file; a fold that validates them says so, and that its weights are others."""
+    first = run(tmp_path, "vit_xs")
+    exported = export_weights(first.folder.parent, "0", tmp_path / "encoder.pth")
+    with pytest.raises(UsageError, match="exists already"):
+        export_weights(first.folder.parent, "0", tmp_path / "encoder.pth")
+    trained = set(RunCases.read(first.folder / CASES_FILE).trained)
+    base = as_base(locate_weights(f"ssl:{exported.file}", get_spec("vit_xs"), offline=True))
+    assert labels_read(base, DATASET) == trained
+    workspace, told = Workspace.locate(workspace=tmp_path, environment={}), SilentReporter()
+    request = TrainingRequest(
+        DATASET, "1", weights=f"ssl:{exported.file}", device="cpu", num_workers=0, iterations=1, epochs=1, mirror=False
+    )
+    second = train(request, workspace, reporter=told)
+    validation = RunCases.read(second.folder / CASES_FILE).validation
+    assert set(validation) <= trained
+    assert read_json(second.folder / CASES_FILE)["labels_seen"] == sorted(validation)
+    assert any("taught with the labels of" in text for text in told.warnings)
+    assert any("not known which cases" in text and "base.pth" in text for text in told.warnings)
+    assert not any("encoder.pth" in text for text in told.warnings)
+
+    told = SilentReporter()
+    Predictor.from_folder(first.folder.parent, device="cpu", reporter=told)
+    assert ["start from different weights" in text for text in told.warnings] == [True]
+    assert f"fold 0 from {tmp_path / 'base.pth'}; fold 1 from {exported.file}" in told.warnings[0]
+    with pytest.raises(UsageError, match="there is a run here already") as caught:
+        train(replace(request, fold="0"), workspace, reporter=SilentReporter())
+    assert "--results FOLDER keeps both" in str(caught.value.todo)
+    with pytest.raises(UsageError, match="there is a run here already") as caught:
+        train(request, workspace, reporter=SilentReporter())
+    assert "--c continues it" in str(caught.value.todo)
+
+    exported.record.unlink()
+    told = SilentReporter()
+    tell_what_was_seen(base, DATASET, validation, told)
+    assert ["not known which cases" in text and "encoder.pth" in text for text in told.warnings] == [True]

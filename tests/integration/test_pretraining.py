@@ -16,7 +16,7 @@ from samunet.artifacts.pretraining import read_pretrained, write_pretrained
 from samunet.artifacts.workspace import Workspace
 from samunet.cli import pretrain as command
 from samunet.core.errors import UsageError, WeightsError
-from samunet.core.files import read_json, sha256_file
+from samunet.core.files import read_json, sha256_file, write_json
 from samunet.core.log import SilentReporter
 from samunet.models.weights import as_base, locate_weights
 from samunet.pipeline.plan import plan_and_preprocess
@@ -25,6 +25,7 @@ from samunet.pipeline.pretrained import labels_read, tell_what_was_seen
 from samunet.pipeline.train import train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.planners.peft import FROM_SCRATCH_RATE
+from samunet.preprocessing.store import CaseStore
 from samunet.training import pretraining
 from samunet.training.checkpointing import checkpoint_file
 from samunet.training.trainer import Trainer
@@ -46,6 +47,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace.locate(workspace=tmp_path_factory.mktemp("pretraining"), environment={})
     folder = write_dataset(workspace, num_train=5)
     shutil.copytree(folder, workspace.raw / SECOND)
+    for file in (workspace.raw / SECOND).rglob("case_*"):
+        file.rename(file.with_name(file.name.replace("case", "other")))
     for name in (DATASET, SECOND):
         result = plan_and_preprocess(
             workspace.raw / name, workspace, cpu_minutes=1, configurations=["2d"], reporter=SilentReporter()
@@ -70,6 +73,12 @@ def run(
     }
     own = replace(workspace, results=results)
     return pretrain(PretrainingRequest(**values | changes), own, reporter=reporter or SilentReporter())
+
+
+def len_of(workspace: Workspace, result: PretrainingResult, case: str) -> int:
+    """Slices of a case in the one store of a run."""
+    (store,) = result.about.datasets[0].images
+    return CaseStore(workspace.store_folder(DATASET, store)).record(case).store_shape[0]
 
 
 def fine_tune(workspace: Workspace, results: Path, file: Path, *, reporter: SilentReporter | None = None) -> Path:
@@ -179,10 +188,49 @@ def test_a_folds_images_are_left_out_of_every_folder(planned: Workspace, tmp_pat
     (cases,) = result.about.datasets[0].images.values()
     assert set(cases) == {f"case_{i}" for i in range(5)} - set(read_json(planned.splits_file(DATASET))[0]["val"])
     assert any(f"{copies}: 1 of 5 images are left out" in text for text in reporter.messages)
+    slices = sum(len_of(planned, result, case) for case in cases)
+    assert any(f"{slices} slices, each seen about {2 / slices:.2g} times" in text for text in reporter.messages)
+    assert any(f"--epochs {-(-slices // 2)} makes it one" in text for text in reporter.warnings)
+    assert any(f"pretrained 1 steps ({2 / slices:.2g} passes" in text for text in reporter.messages)
     seen = run(planned, tmp_path, name="all", **options)
     told = SilentReporter()
     fine_tune(planned, tmp_path, seen.file, reporter=told)
     assert any("images, not the labels, of 1 of the 1 validation cases" in text for text in told.messages)
+
+
+def test_images_that_lack_a_label_are_seen_and_no_others_dropped_unsaid(tmp_path: Path) -> None:
+    """Of imagesTr as it is: those without a label, but not one with a wrong label; of its folder: all.
+
+    A fold's patients stay out, whether their images have labels or not.
+    """
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    folder = write_dataset(workspace, num_train=6)
+    (folder / "labelsTr" / "case_4.nii.gz").unlink()
+    (folder / "labelsTr" / "case_5.nii.gz").unlink()
+    (folder / "labelsTr" / "case_3.nii.gz").write_bytes(b"no label")
+    groups = {f"case_{index}": f"patient_{index % 5}" for index in range(6)}
+    write_json(folder / "case_groups.json", groups)
+    plan_and_preprocess(folder, workspace, cpu_minutes=1, configurations=["2d"], skip_bad_cases=True)
+    once: dict[str, object] = {"iterations": 1, "overwrite": True}
+    reporter = SilentReporter()
+    seen = run(workspace, tmp_path, reporter=reporter, **once).about.datasets[0]
+    assert seen.training_cases == ("case_0", "case_1", "case_2")
+    assert seen.all_cases == {f"case_{index}" for index in (0, 1, 2, 4, 5)}
+    assert any("2 of 6 images have no label and are seen too" in text for text in reporter.messages)
+    (line,) = [text for text in reporter.messages if "as planning left them out" in text]
+    assert "1 of 6 images are not seen" in line
+    assert f"--images {folder / 'imagesTr'}" in line
+    path = str(folder / "imagesTr")
+    seen = run(workspace, tmp_path, images=(path, "imagesTr"), **once).about.datasets[0]
+    assert seen.all_cases == {f"case_{index}" for index in range(6)}
+    assert read_json(workspace.splits_file(DATASET))[0]["val"] == ["case_0"]
+    seen = run(workspace, tmp_path, images=("imagesTr", path), left_out_fold="0", **once).about.datasets[0]
+    assert set(seen.left_out) == {"case_0", "case_5"}
+    assert seen.all_cases == {f"case_{index}" for index in range(1, 5)}
+    told = SilentReporter()
+    seen = run(workspace, tmp_path, supervised=True, name="prompts", reporter=told, **once).about.datasets[0]
+    assert seen.all_cases == {"case_0", "case_1", "case_2"}
+    assert any("3 of 6 images are not seen, as planning left them out" in text for text in told.messages)
 
 
 def test_labels_are_not_read_unless_asked_for(planned: Workspace, tmp_path: Path) -> None:
@@ -207,7 +255,7 @@ def test_supervised_on_two_datasets_gives_a_whole_sam(planned: Workspace, tmp_pa
         reporter=reporter,
         iterations=2,
     )
-    assert any("labels of every case are read" in text for text in reporter.warnings)
+    assert any(f"{DATASET}, {SECOND}: labels of every case are read" in text for text in reporter.warnings)
     assert [part.name for part in result.about.datasets] == [DATASET, SECOND]
     assert all(part.labels_read for part in result.about.datasets)
     parts = {name.split(".")[0] for name in load_file(result.file)}
@@ -232,6 +280,11 @@ def test_supervised_on_two_datasets_gives_a_whole_sam(planned: Workspace, tmp_pa
         left_out_fold="0",
         name="clean",
     )
+    told = SilentReporter()
+    part: dict[str, object] = {"datasets": (DATASET, SECOND), "left_out": ("case_0",), "name": "part"}
+    run(planned, tmp_path, backbone=backbone, supervised=True, iterations=1, reporter=told, **part)
+    assert [text for text in told.warnings if text.startswith(f"{SECOND}: labels of every case are read")]
+    assert not any(DATASET in text for text in told.warnings)
     told = SilentReporter()
     folder = fine_tune(planned, tmp_path / "clean", clean.file, reporter=told)
     assert not told.warnings

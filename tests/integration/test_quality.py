@@ -162,7 +162,7 @@ def test_images_are_compared_with_the_cases_that_trained(fold: Path) -> None:
 
 def judge_of(predictor: Predictor | EnsemblePredictor, *folders: Path) -> Judge:
     """The judge of loaded models."""
-    return Judge.of(predictor, folders, checkpoint="final", prompted=False, reporter=SilentReporter())
+    return Judge.of(predictor, folders, checkpoint="final", reporter=SilentReporter())
 
 
 def test_intensities_are_those_of_the_model_whose_preprocessing_is_compared(fold: Path, tmp_path: Path) -> None:
@@ -173,8 +173,10 @@ def test_intensities_are_those_of_the_model_whose_preprocessing_is_compared(fold
     first, second = (Predictor.from_folder(folder, device="cpu") for folder in (other, fold.parent))
     judge = judge_of(EnsemblePredictor([first, second]), other, fold.parent)
     assert judge.facts.intensities == ()
-    assert len(judge.fits) == 1
+    assert [bool(fits) for fits in judge.fits] == [False, True]
+    assert not judge.calibrated
     assert "no readable calibration beside the checkpoint" in judge.note
+    assert "1 of 2 models are not calibrated, so estimates are means over the others" in judge.note
     assert len(judge_of(EnsemblePredictor([second, first]), fold.parent, other).facts.intensities) == 6
 
 

@@ -82,7 +82,7 @@ def test_named_cases_are_training_cases_of_the_fold() -> None:
 
 
 def test_a_list_of_cases_is_read_from_words_lines_and_json(tmp_path: Path) -> None:
-    """All three give the same names; a file that is neither is refused."""
+    """All three give the same names, however many; a file that is neither is refused."""
     lines, array, broken = (tmp_path / name for name in ("lines.txt", "array.json", "broken.json"))
     lines.write_text("a\n\n b \n")
     array.write_text('["a", "b"]')
@@ -90,6 +90,8 @@ def test_a_list_of_cases_is_read_from_words_lines_and_json(tmp_path: Path) -> No
     assert read_case_list("a, b") == read_case_list(str(lines)) == read_case_list(str(array)) == ("a", "b")
     with pytest.raises(UsageError, match="not valid JSON"):
         read_case_list(str(broken))
+    many = tuple(f"patient_{number:04d}" for number in range(500))
+    assert read_case_list(",".join(many)) == many
 
 
 def test_few_cases_all_train_unless_early_stopping_needs_one() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samunet.artifacts.report import load_report
+from samunet.artifacts.report import CaseReport, load_report
 from samunet.cli.evaluate import build_parser, main
 from samunet.core.errors import ConfigError, UsageError
 from samunet.core.geometry import Geometry
+from samunet.core.labels import LabelSpec
 from samunet.core.log import SilentReporter
 from samunet.datasets.raw import load_label_spec
 from samunet.evaluation.case import DEFAULT_TOLERANCE_MM
@@ -185,6 +186,22 @@ def test_regions_and_ignore_of_dataset_json(dataset: Path, predictions: Path) ->
     assert report.structures == {"(1, 2)": "whole", "2": "tumour"}
     assert report.foreground_mean["Dice"] == 1.0
     assert report.metric_per_case[0].metrics["2"].TN == 6 * 8 * 12 - 2 * 2 * 3
+
+
+def test_ignored_voxels_are_counted_per_case(tmp_path: Path) -> None:
+    """A report says of which cases the scores are those of the voxels that carry a label; nnU-Net's does not know."""
+    labels, scribbled = LabelSpec({"liver": (1,), "tumour": (2,)}, ignore=3), label_map()
+    scribbled[:, :, 6:] = 3
+    for case, reference in (("whole", label_map()), ("scribbled", scribbled)):
+        write(tmp_path / f"{case}.nii.gz", reference)
+        write(tmp_path / f"{case}_mask.nii.gz", label_map(shift=1))
+    pairs = [(case, tmp_path / f"{case}.nii.gz", tmp_path / f"{case}_mask.nii.gz") for case in ("whole", "scribbled")]
+    report = evaluate(pairs, labels=labels)
+    assert {case.case: case.num_ignored for case in report.metric_per_case} == {"whole": 0, "scribbled": 6 * 10 * 6}
+    assert [case.num_ignored for case in evaluate(pairs[:1], labels=LabelSpec({"liver": (1, 2)})).metric_per_case] == [
+        0
+    ]
+    assert CaseReport(reference_file="of_nnunet.nii.gz", metrics={}).num_ignored is None
 
 
 def test_undeclared_values_and_other_files_are_told(dataset: Path, predictions: Path) -> None:

@@ -22,7 +22,7 @@ from samunet.inference.familiarity import (
     widest,
 )
 from samunet.preprocessing.pipeline import preprocess_case
-from tests.samples import make_case, make_plan
+from tests.samples import LABELS, make_case, make_plan
 
 PLAN = make_plan()
 
@@ -158,6 +158,18 @@ def test_volumes_and_missing_structures() -> None:
     assert missing is not None
     assert str(missing) == "ball not found, in training in 1 of 2 cases"
     assert unfamiliar_mask(known, "cube", 0.0) is None
+
+
+def test_strokes_are_no_volume() -> None:
+    """Where voxels may be ignored no mask is too large; what strokes show is there all the same, and missed if not."""
+    scribbled = make_plan(labels={**LABELS, "ignore": 3})
+    known = training_facts({"cases": {"0": case_facts(), "1": case_facts()}}, scribbled)
+    assert known.volumes == {}
+    assert unfamiliar_mask(known, "ball", 200.0) is None
+    assert known.sizes == facts(case_facts(), case_facts()).sizes
+    missing = unfamiliar_mask(known, "ball", 0.0)
+    assert missing is not None
+    assert str(missing) == "ball not found, in training in 2 of 2 cases"
 
 
 def test_a_checkpoint_without_facts_flags_nothing() -> None:

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from samunet.artifacts.checkpoint import BaseWeights, Manifest
 from samunet.artifacts.method import Bottleneck, DecoderMethod, EncoderMethod, Lora
 from samunet.artifacts.plan import strip_reasons
+from samunet.artifacts.pretraining import Pretrained, SeenDataset, write_pretrained
 from samunet.core.errors import CheckpointError
+from samunet.core.log import SilentReporter
 from samunet.inference import loading
-from samunet.inference.loading import Member, load_members
+from samunet.inference.loading import Member, load_members, tell_other_weights
 from samunet.pipeline.methods import run_label
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.training.checkpointing import recipe_to_json
@@ -126,3 +129,67 @@ def test_ranks_by_block_may_differ_between_weights(monkeypatch: pytest.MonkeyPat
     with pytest.raises(CheckpointError, match="different methods") as caught:
         load(monkeypatch, member("0", encoder=probed), member("1", encoder=uniform))
     assert "encoder.adapters.0.ranks [6, 2]" in str(caught.value)
+
+
+def pretrained(
+    folder: Path, name: str, *, left_out: str, base: BaseWeights | None = None, **changes: Any
+) -> BaseWeights:
+    """Weights of a pretraining on a, b and c without one of them."""
+    seen = SeenDataset(
+        name=PLAN.dataset,
+        configuration="2d",
+        images={"slices_0": tuple(case for case in "abc" if case != left_out)},
+        left_out=(left_out,) if left_out else (),
+        tile_vox=32,
+    )
+    values: dict[str, Any] = {
+        "objective": "masked_images",
+        "kind": "ssl",
+        "backbone": "vit_t_xs",
+        "input_size": 64,
+        "from_random": True,
+        "base": base or BaseWeights(kind="none"),
+        "datasets": (seen,),
+        "steps": len(name),
+        "minutes": 1.0,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "seed": 0,
+    }
+    file = folder / f"{name}.safetensors"
+    about = write_pretrained(file, {"weight": torch.zeros(1)}, Pretrained(**values | changes))
+    return BaseWeights(kind="ssl", file=str(file), sha256=about.sha256)
+
+
+def told_of(*bases: BaseWeights) -> list[str]:
+    """What is said of folds that start from these."""
+    reporter = SilentReporter()
+    manifests = [member(str(n)).manifest.model_copy(update={"base": base}) for n, base in enumerate(bases)]
+    tell_other_weights(manifests, Path("results") / "2d__auto__ssl", reporter)
+    return reporter.warnings
+
+
+def test_folds_from_different_weights_are_told_in_one_line(tmp_path: Path) -> None:
+    """With the folds of each file; the same file elsewhere is the same, and one that is gone cannot be told from others."""
+    first, other = pretrained(tmp_path, "first", left_out=""), pretrained(tmp_path, "other", left_out="", seed=1)
+    (line,) = told_of(first, other, first.model_copy(update={"file": "elsewhere"}))
+    assert f"fold 0, 2 from {first.file}; fold 1 from {other.file}" in line
+    assert told_of(first, BaseWeights(kind="none"))
+    assert not told_of(first, first)
+    assert not told_of(first)
+    assert told_of(pretrained(tmp_path, "a", left_out="a"), BaseWeights(kind="ssl", file="gone", sha256="0"))
+
+
+def test_one_pretraining_that_left_out_each_folds_cases_is_no_mixture(tmp_path: Path) -> None:
+    """Files that differ in what one of them left out go together, also at second hand; all else has to be the same."""
+    a, b, c = (pretrained(tmp_path, name, left_out=name) for name in "abc")
+    assert not told_of(a, b, c)
+    assert told_of(a, pretrained(tmp_path, "seed", left_out="b", seed=1))
+    assert told_of(a, pretrained(tmp_path, "rate", left_out="b", learning_rate=1e-4))
+    images = SeenDataset(name=PLAN.dataset, configuration="2d", images={"slices_0": ("a", "d")}, tile_vox=32)
+    assert told_of(a, pretrained(tmp_path, "others", left_out="b", datasets=(images,)))
+    stages = [pretrained(tmp_path, f"second_{n}", left_out=n, base=base) for n, base in (("a", a), ("b", b))]
+    assert not told_of(*stages)
+    assert told_of(stages[0], pretrained(tmp_path, "second_c", left_out="c", base=stages[0]))
+    rest = BaseWeights(kind="sam", file="sam.pth", sha256="1")
+    assert told_of(a, b.model_copy(update={"rest": rest}))

@@ -6,18 +6,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from samunet.artifacts.checkpoint import BaseWeights
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.pretraining import Pretrained, SeenDataset, read_pretrained, write_pretrained
 from samunet.artifacts.subset import Subset
 from samunet.core.errors import WeightsError
-from samunet.core.files import read_json, sha256_file
+from samunet.core.files import read_json, sha256_file, write_json
 from samunet.core.log import SilentReporter
 from samunet.models.loading import load_weights
 from samunet.models.sam.network import build_network
-from samunet.models.weights import as_base, locate_weights, pretrained_weights, supplies_decoder, weights_kind
-from samunet.pipeline.pretrained import labels_read, tell_what_was_seen
+from samunet.models.weights import (
+    OFFICIAL,
+    as_base,
+    locate_weights,
+    pretrained_weights,
+    supplies_decoder,
+    weights_kind,
+)
+from samunet.pipeline.pretrained import labels_read, seen_before, tell_what_was_seen
 
 SPEC = get_spec("vit_t_xs")
 
@@ -127,6 +135,25 @@ def test_training_says_which_validation_cases_taught_its_weights(tmp_path: Path)
         tell_what_was_seen(as_base(locate_weights(str(later), SPEC)), dataset, cases, other)
         assert not other.warnings
         assert [part in said for part, said in zip(messages, other.messages, strict=True)] == [True] * len(messages)
+
+
+def test_files_without_a_record_are_not_known_and_sams_own_saw_no_case(tmp_path: Path) -> None:
+    """Whatever their format; a record beside counts only for the file that it names the hash of."""
+    official = BaseWeights(kind="sam", file="sam_vit_b_01ec64.pth", sha256=OFFICIAL["vit_b"].sha256)
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(encoder_file(tmp_path, BaseWeights(kind="none"))), bare)
+    published = BaseWeights(kind="ssl", file=str(bare), sha256=sha256_file(bare), rest=official)
+    given = BaseWeights(kind="sam", file=str(sam_file(tmp_path)), sha256=sha256_file(tmp_path / "sam.pth"))
+    continued = as_base(locate_weights(str(encoder_file(tmp_path, given, name="later")), SPEC))
+    for base, file in ((BaseWeights(kind="none"), None), (official, None), (published, bare), (given, given.file)):
+        told = SilentReporter()
+        tell_what_was_seen(base, "Dataset901_Balls", {"a"}, told)
+        assert ["not known which cases" in text and str(file) in text for text in told.warnings] == [True] * bool(file)
+    assert seen_before(continued).unrecorded == (given.file,)
+    own = encoder_file(tmp_path, official)
+    assert not seen_before(BaseWeights(kind="ssl", file=str(own), sha256=sha256_file(own))).unrecorded
+    write_json(tmp_path / "sam.json", {"sha256": "0" * 64, "seen": {}})
+    assert seen_before(given).unrecorded == (given.file,)
 
 
 def test_whether_a_decoder_comes_with_the_weights(tmp_path: Path) -> None:

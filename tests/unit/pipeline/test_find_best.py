@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from samunet.core.geometry import Geometry
 from samunet.core.labels import LabelSpec
 from samunet.imageio import write_labels
-from samunet.pipeline.find_best import MaskPair, choose_filters
+from samunet.pipeline.find_best import NO_FILTER_HELPS, MaskPair, choose_filters
 
 REGIONS = LabelSpec({"whole": (1, 2), "core": (2,)}, regions_class_order=(1, 2))
 GRID = Geometry.from_spacing((4, 30, 30), (1.0, 1.0, 1.0))
@@ -50,3 +50,17 @@ def test_a_filter_that_helps_in_the_masks_as_written_is_taken(tmp_path: Path) ->
     assert score is not None
     sizes = [40 * (10 + index) for index in range(6)]
     assert score.value == pytest.approx(np.mean([(2 * n / (2 * n + 6) + 1) / 2 for n in sizes]))
+
+
+def test_too_few_cases_are_a_reason_of_their_own(tmp_path: Path) -> None:
+    """That no filter gains is said only where it was tried: on five cases, or as many groups, at least."""
+    six = pairs(tmp_path, far=1)
+    assert choose_filters(six[:4], REGIONS) == ((), None, "not tried: 4 cases; fewer than 5 show nothing")
+    groups = {pair.case: f"patient {int(pair.case) // 2}" for pair in six}
+    assert choose_filters(six, REGIONS, groups) == (
+        (),
+        None,
+        "not tried: 3 groups of cases; fewer than 5 show nothing",
+    )
+    clean = [MaskPair(pair.case, pair.reference, pair.reference) for pair in six]
+    assert choose_filters(clean, REGIONS)[2] == NO_FILTER_HELPS

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from samunet.artifacts.prediction import PredictionReport
+from samunet.artifacts.quality import QualityReport
 from samunet.core.config import load_schema
 from samunet.core.errors import UsageError
 from samunet.core.files import sha256_file
@@ -15,6 +16,7 @@ from samunet.core.log import SilentReporter
 from samunet.inference.predictor import Predictor
 from samunet.pipeline.evaluate import label_files
 from samunet.pipeline.predict import ORACLE_MARK, PredictionRequest, predict
+from tests.unit.inference.test_familiarity import case_facts
 from tests.unit.inference.test_prompted import (
     OPERATIONS,
     PointedModel,
@@ -64,6 +66,22 @@ def test_a_folder_of_oracle_predictions_says_so(folder: Path) -> None:
     assert set(label_files(folder / "out")) == {"one"}
     run(folder, "prompts.json")
     assert not mark.exists()
+
+
+def test_a_structure_that_is_not_prompted_is_not_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All training cases have both structures and the prompts point at one: only that one is judged."""
+    training = case_facts()["structures"]["ball"]
+    predictor = predictor_for(plan_for(), PointedModel())
+    predictor.fingerprint = {"cases": {"0": case_facts(structures={"ball": training, "cube": training})}}
+    monkeypatch.setattr(Predictor, "from_folder", lambda *_, **__: predictor)
+    run(folder, "prompts.json")
+    report = load_schema(QualityReport, folder / "out" / "quality.json")
+    (case,) = report.cases
+    assert list(case.structures) == ["ball"]
+    assert "cube" not in [flag.fact for flag in case.flags]
+    assert case.lowest == case.structures["ball"].dice
+    assert not report.calibrated
+    assert "prompts were given" in report.note
 
 
 def test_masks_of_other_prompts_are_not_kept(folder: Path) -> None:

@@ -58,3 +58,14 @@ def test_estimates_without_a_fit_for_their_signs_are_not_called_calibrated(tmp_p
     assert {name: own.calibrated for name, own in report.cases[0].structures.items()} == {"ball": True, "cube": False}
     assert not report.calibrated
     assert "1 of 2 estimates are not calibrated" in report.note
+
+
+def test_a_folder_is_not_called_calibrated_while_one_of_its_models_is_not(tmp_path: Path) -> None:
+    """Also where no mask has an estimate that could show it."""
+    one = CalibrationFit(
+        structure=None, signs=("expected",), weights=(1.0,), offset=0.0, low=-0.1, high=0.1, error=0.1, num_masks=9
+    )
+    for fits, expected in ((((one,),), True), (((one,), ()), False), ((), False)):
+        judge = Judge(make_plan(), TrainingFacts(), fits, "as it says")
+        report = QualityLog(judge, tmp_path, model="m", kept=(), reporter=SilentReporter()).close([])
+        assert (report.calibrated, report.note) == (expected, "as it says")
