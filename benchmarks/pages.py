@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks import (
     ablations,
+    accuracy,
     attention,
     depth,
     large_backbones,
@@ -37,6 +38,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "depth": lambda: depth.table(read_json(RESULTS / "depth.json")),
     "attention": lambda: attention.markdown(read_json(RESULTS / "attention.json")),
     "padding": lambda: padding.table(read_json(RESULTS / "padding.json")),
+    "few_cases": accuracy.few_cases_table,
     "recipe": lambda: recipe.table(read_json(RESULTS / "recipe.json")),
     "rank_probe": lambda: rank_probe.table(read_json(RESULTS / "rank_probe.json")),
     "regret": lambda: regret.table(read_json(RESULTS / "regret.json")),

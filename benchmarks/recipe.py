@@ -29,7 +29,7 @@ from samunet.datasets.raw import load_raw_dataset
 from samunet.planners.planner import facts_of_plan
 
 TABLE = "recipe"
-PLANNED, PRETRAINED = "as planned", "pretrained encoder"
+PLANNED = "as planned"
 SPLIT_SEED, SHARE = 7, 0.2
 
 
@@ -44,6 +44,7 @@ class Change:
         configuration: Other than the recommended one.
         words: Further words of samunet_train.
         mirror: Average predictions over mirrored views.
+        pretrained: Start from the weights that are given.
     """
 
     group: str
@@ -52,6 +53,7 @@ class Change:
     configuration: str | None = None
     words: tuple[str, ...] = ()
     mirror: bool = False
+    pretrained: bool = False
 
 
 def side_path(**changes: Any) -> dict[str, Any]:
@@ -82,7 +84,9 @@ CHANGES: dict[str, Change] = {
     "augmentation 2.5 times as often": Change("augmentation", {"augmentation": {"frequency": 2.5}}),
     "ViT instead of TinyViT": Change("backbone", {"backbone": "vit_xs"}),
     "mirrored views": Change("TTA", mirror=True),
-    PRETRAINED: Change("pretraining"),
+    "pretrained encoder": Change("pretraining", pretrained=True),
+    "pretrained encoder, rate / 4": Change("pretraining", words=("--lr", "0.0005"), pretrained=True),
+    "pretrained encoder, frozen": Change("pretraining", words=("--set", "encoder.train=frozen"), pretrained=True),
 }
 
 
@@ -93,7 +97,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[12345])
     parser.add_argument("--num-cases", type=int, help="train on a subset of so many cases")
-    parser.add_argument("--pretrained", type=Path, help="weights of samunet_pretrain: adds a row that starts from them")
+    parser.add_argument("--pretrained", type=Path, help="weights of samunet_pretrain: adds rows that start from them")
     parser.add_argument("--only", nargs="+", choices=tuple(CHANGES), help="rows to run")
     parser.add_argument("--workspace", type=Path, default=Path("samunet_workspace"))
     parser.add_argument("--table", action="store_true", help="only print the table")
@@ -109,10 +113,10 @@ def cells(data: Path, options: argparse.Namespace) -> list[Cell]:
     made = []
     for seed in options.seeds:
         for title, configuration in names.items():
-            if (options.only and title not in options.only) or (title == PRETRAINED and options.pretrained is None):
-                continue
             change = CHANGES[title]
-            start = [options.pretrained, "--backbone", backbone] if title == PRETRAINED else ["none"]
+            if (options.only and title not in options.only) or (change.pretrained and options.pretrained is None):
+                continue
+            start = [options.pretrained, "--backbone", backbone] if change.pretrained else ["none"]
             words = ("--weights", *map(str, start), "-c", configuration, "--seed", f"{seed}", *change.words)
             facts = {"dataset": data.name, "group": change.group, "change": title, "minutes": options.minutes}
             facts |= {"plan": key}
