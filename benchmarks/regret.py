@@ -266,7 +266,7 @@ def table(results: Mapping[str, Any]) -> str:
         lacking = [*found["not_searched"], *([] if found["regret"] is not None else ["the measurement"])]
         state = f"partial, without {', '.join(lacking)}" if lacking else "complete"
         lines.append(row([name, start, found["best_other"] or "", *shown, f"{found['minutes']:g}", state]))
-    lines += [row([name, "random weights", *[""] * 4, "not run yet"]) for name in DATASETS if name not in results]
+    lines += [row([name, "random weights", *[""] * 4, "no result yet"]) for name in DATASETS if name not in results]
     head = ["dataset", "start", "variant", "input", "learning rate", "rank", "folds", "Dice on them", "plan on them"]
     lines += ["", row(head), row(["---"] * len(head))]
     for name, start, found in entries(results):

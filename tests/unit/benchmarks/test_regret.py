@@ -280,4 +280,4 @@ def test_the_result_holds_what_the_issue_asks_for(tmp_path: Path, plan: Plan, mo
         assert part["regret"] == 0.0
     write_json(tmp_path / "regret.json", {NAME: found})
     shown = table(read_json(tmp_path / "regret.json"))
-    assert (shown.count("complete"), shown.count("not run yet")) == (2, len(DATASETS))
+    assert (shown.count("complete"), shown.count("no result yet")) == (2, len(DATASETS))
