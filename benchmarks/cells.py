@@ -35,6 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 THREADS = 1
 PLANNED_THREADS = 2
 POINTS = 100
+OUTDATED = "outdated"
 RESAMPLES = 10_000
 WEIGHTS_ENDINGS = (".pth", ".safetensors")
 Dice = dict[str, float]
@@ -166,7 +167,9 @@ def same_run(cell: Cell, fold: str) -> dict[str, Any] | None:
     wanted = identity(cell, fold)
     for file in sorted(RESULTS.glob("*.json")):
         for name, row in read_json(file).items():
-            if isinstance(row, dict) and {key: row.get(key) for key in wanted} == wanted and "failed" not in row:
+            if not isinstance(row, dict) or "failed" in row or OUTDATED in row:
+                continue
+            if {key: row.get(key) for key in wanted} == wanted:
                 return {**row, **dict(cell.facts), "taken_from": row.get("taken_from", f"{file.stem}: {name}")}
     return None
 

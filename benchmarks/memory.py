@@ -86,7 +86,26 @@ def loads() -> dict[str, Load]:
             found += [load_of(backbone, 224, "lora", precision, "upstream", slices=n) for n in (1, 8, 16)]
             found.append(load_of(backbone, 448, "lora", precision, "upstream", tile_vox=448))
             found.append(load_of(backbone, 448, "decoder", precision, "upstream", num_tokens=20))
+    found += [load_of(*row, **changes) for row, changes in _as_planned()]
     return {name_of(load): load for load in found}
+
+
+def _as_planned() -> list[tuple[tuple[str, int, str, str, str], dict[str, Any]]]:
+    """Rows like those that plans for GPUs come to: large inputs, whole slices, many structures, steps in parts."""
+    rows: list[tuple[tuple[str, int, str, str, str], dict[str, Any]]] = []
+    for backbone in ("vit_xs", "vit_t", "vit_b"):
+        lora = (backbone, 1120, "lora", "bf16", "folded")
+        for tokens, tile in ((NUM_TOKENS, 1120), (14, 280), (101, 256)):
+            rows.append((lora, {"num_tokens": tokens, "tile_vox": tile, "slices": 8, "checkpointing": True}))
+        rows.append((lora, {"accumulates": True}))
+    for backbone in ("vit_t", "vit_b", "vit_h"):
+        for checkpointing in (False, True):
+            full = (backbone, 448, "full", "bf16", "folded")
+            rows.append((full, {"checkpointing": checkpointing, "accumulates": True}))
+    rows += [(("vit_b", 448, name, "bf16", "folded"), {"accumulates": True}) for name in ("med_sa", "nnsam")]
+    rows.append((("vit_h", 1120, "full", "bf16", "folded"), {"slices": 1, "checkpointing": True, "accumulates": True}))
+    rows.append((("vit_t_xs", 448, "full", "fp32", "upstream"), {"num_tokens": 101, "tile_vox": 256, "slices": 8}))
+    return rows
 
 
 _FORMS = (
@@ -125,6 +144,7 @@ def name_of(load: Load) -> str:
     """The load in words."""
     words = [load.spec.name, f"{load.input_size}", method_of(load), load.precision, load.attention, f"x{load.slices}"]
     words += [f"slabs of {load.slab_depth}"] * (load.slab_depth > 1) + ["checkpointed"] * load.checkpointing
+    words += ["in parts"] * load.accumulates
     words += [f"tile {load.tile_vox}"] * (load.tile_vox != load.input_size // 4)
     return " ".join(words + [f"{load.num_tokens} tokens"] * (load.num_tokens > STOCK_TOKENS))
 

@@ -223,11 +223,13 @@ def train_step(load: Load, meter: LiveBytes | None = None, *, device: str = "cpu
     model.train()
     warm_up(optimizer)
     with nullcontext() if meter is None else meter:
-        phase(meter, "forward")
-        loss = objective.loss(model, tuple(part.to(device) for part in batch_of(load)))
-        phase(meter, "backward")
-        # By its edge, since for a tensor the casts would be switched off where blocks are recomputed.
-        torch.autograd.backward(get_gradient_edge(loss), torch.ones_like(loss))
+        for _ in range(2 if load.accumulates else 1):
+            phase(meter, "forward")
+            loss = objective.loss(model, tuple(part.to(device) for part in batch_of(load)))
+            phase(meter, "backward")
+            # By its edge, since for a tensor the casts would be switched off where blocks are recomputed.
+            torch.autograd.backward(get_gradient_edge(loss), torch.ones_like(loss))
+            del loss
         phase(meter, "update")
         clip_gradients([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
+from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.probe import Probe, ProjectionFacts, Target
 
 TARGETS: tuple[Target, ...] = ("q", "k", "v", "o")
@@ -21,8 +22,21 @@ def projection(block: int, target: Target, values: Sequence[float]) -> Projectio
     )
 
 
-def make_probe(values: Sequence[Sequence[float]], *, backbone: str = "vit_xs", targets: str = "qv") -> Probe:
-    """A probe whose block b has the singular values b in the given targets, and ones in the other projections."""
+def make_probe(
+    values: Sequence[Sequence[float]],
+    *,
+    backbone: str = "vit_xs",
+    targets: str = "qv",
+    facts: Fingerprint | None = None,
+) -> Probe:
+    """A probe whose block b has the singular values b in the given targets, and ones in the other projections.
+
+    Args:
+        values: By block.
+        backbone: Image encoder.
+        targets: Projections that have them.
+        facts: What it is made from; None: as a file that does not say.
+    """
     found = [
         projection(block, target, given if target in targets else [1.0] * len(given))
         for block, given in enumerate(values)
@@ -41,4 +55,6 @@ def make_probe(values: Sequence[Sequence[float]], *, backbone: str = "vit_xs", t
         batches=4,
         batch_size=4,
         projections=tuple(found),
+        dataset=None if facts is None else facts.dataset,
+        fingerprint_sha256=None if facts is None else facts.facts_sha256,
     )

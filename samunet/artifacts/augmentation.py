@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from samunet.artifacts.decided import Finite
 from samunet.core.config import Schema
 
 
@@ -21,7 +22,7 @@ class Augmentation(Schema):
 
     enabled: bool = True
     rotation_deg: float = Field(default=15.0, ge=0, le=180)
-    scale: tuple[float, float] = (0.7, 1.4)
+    scale: tuple[Finite, Finite] = (0.7, 1.4)
     frequency: float = Field(default=1.0, ge=0, le=10)
 
     @model_validator(mode="before")

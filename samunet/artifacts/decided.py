@@ -12,6 +12,7 @@ ValueType = TypeVar("ValueType")
 Source = Literal["rule", "user"]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveTriple = tuple[Positive, Positive, Positive]

@@ -122,7 +122,7 @@ class Fingerprint(Schema):
         foreground_intensities: Per channel; None where no case has foreground.
         zscore_ranges: Per channel; None where no case has foreground.
         mirror_pairs: Pairs of structures that swap under a reflection.
-        left_out: Cases that verification rejected and the user chose to skip.
+        left_out: Cases that verification rejected or that could not be measured, and that the user chose to skip.
         inputs_sha256: Hash of names, sizes and times of the input files; no fact, so `facts_sha256` ignores it. (Stores
             remember their own: they may be older than the fingerprint.)
         verified: Whether verification ran on these inputs; no fact either.

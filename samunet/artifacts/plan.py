@@ -87,7 +87,7 @@ class Recipe(Schema):
     augmentation: Decided[Augmentation]
     foreground_fraction: Decided[Share]
     mirror_views: Decided[Literal[1, 2, 4]] = Decided(value=4, reason="every view that the mirror axes allow")
-    memory_gib: Decided[float]
+    memory_gib: Decided[Positive]
 
     @field_validator("backbone")
     @classmethod
@@ -144,7 +144,11 @@ class Configuration(Schema):
             f"recipe {kind} on {device}: {text}"
             for kind, devices in self.recipes.items()
             for device, recipe in devices.items()
-            for text in [*faults_with_weights(recipe.method_parts(), kind), *self._depth_faults(recipe)]
+            for text in [
+                *faults_with_weights(recipe.method_parts(), kind),
+                *self._depth_faults(recipe),
+                *self._step_faults(recipe),
+            ]
         ]
         if faults:
             raise ValueError("; ".join(faults))
@@ -157,6 +161,24 @@ class Configuration(Schema):
         if recipe.batch_size.value % depth or recipe.batch_size.value < depth:
             return [f"batch_size {recipe.batch_size.value} is not a multiple of slab_depth {depth}: change one"]
         return []
+
+    def _step_faults(self, recipe: Recipe) -> list[str]:
+        """What the user decided of a step or the warm-up and a training cannot do; rules keep within these limits."""
+        batch, depth = recipe.batch_size.value, self.slab_depth.value
+        parts, warmup, faults = recipe.accumulation_steps, recipe.warmup_steps, []
+        if parts.by_user and parts.value > (most := max(1, batch // depth)):
+            slabs = f" in slabs of {depth}" if depth > 1 else ""
+            faults.append(
+                f"accumulation_steps {parts.value}: a step of {batch} slices{slabs} has 1 to {most} parts; change it, "
+                "or batch_size"
+            )
+        steps = recipe.iterations.value * recipe.epochs.value
+        if warmup.by_user and warmup.value > steps:
+            faults.append(
+                f"warmup_steps {warmup.value}: the training has {steps} steps (iterations x epochs), of which the "
+                f"warm-up takes 0 to {steps}"
+            )
+        return faults
 
 
 class Plan(Schema):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from samunet.artifacts.decided import NotNegative, Positive, PositiveTriple
+from samunet.artifacts.decided import Finite, NotNegative, Positive, PositiveTriple
 from samunet.core.config import Schema
 from samunet.core.geometry import AxisOperation, Geometry, canonical_operation
 
@@ -58,10 +58,10 @@ class ChannelNormalization(Schema):
 
     scheme: Scheme
     use_nonzero_mask: bool = False
-    mean: float = 0.0
+    mean: Finite = 0.0
     std: NotNegative = 1.0
-    lower: float = 0.0
-    upper: float = 0.0
+    lower: Finite = 0.0
+    upper: Finite = 0.0
 
     @model_validator(mode="after")
     def _clips_to_a_range(self) -> ChannelNormalization:
@@ -86,8 +86,8 @@ class IntensityMap(Schema):
     """
 
     kind: Literal["identity", "sam_pixels", "unit", "unit_per_slice"]
-    lower: tuple[float, ...] = ()
-    upper: tuple[float, ...] = ()
+    lower: tuple[Finite, ...] = ()
+    upper: tuple[Finite, ...] = ()
 
     @model_validator(mode="after")
     def _bounded(self) -> IntensityMap:
@@ -110,9 +110,9 @@ class LossWeights(Schema):
             and trains all that leads to it.)
     """
 
-    cross_entropy: float = Field(default=1.0, ge=0)
-    dice: float = Field(default=1.0, ge=0)
-    estimated_iou: float = Field(default=0.0, ge=0)
+    cross_entropy: NotNegative = 1.0
+    dice: NotNegative = 1.0
+    estimated_iou: NotNegative = 0.0
 
 
 class Decay(Schema):
@@ -124,7 +124,7 @@ class Decay(Schema):
     """
 
     kind: Literal["polynomial", "cosine", "constant"] = "polynomial"
-    power: float = Field(default=0.9, gt=0)
+    power: Positive = 0.9
 
 
 class Budget(Schema):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.plan import WeightsKind
 from samunet.core.config import Schema, load_schema, save_schema
 from samunet.core.files import sha256_json
@@ -67,6 +68,8 @@ class Probe(Schema):
         batches: Batches that the gradient is averaged over.
         batch_size: Slices of each.
         projections: One per block and projection.
+        dataset: Folder name of the dataset; None in files of before it was written.
+        fingerprint_sha256: Hash of the facts that the plan was made from with which it was probed; None as above.
         provenance: When, where and with what.
     """
 
@@ -82,6 +85,8 @@ class Probe(Schema):
     batches: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     projections: tuple[ProjectionFacts, ...] = Field(min_length=1)
+    dataset: str | None = None
+    fingerprint_sha256: str | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -95,6 +100,16 @@ class Probe(Schema):
     def answers(self, other: Probe) -> bool:
         """Whether both are about the same configuration, weights and backbone."""
         return self._question() == other._question()
+
+    def fault_with(self, fingerprint: Fingerprint) -> str | None:
+        """Why it says nothing of a dataset with these facts, to end a sentence with; None if it was made from them."""
+        if self.fingerprint_sha256 is None:
+            return "does not say from which facts it was made"
+        if self.fingerprint_sha256 == fingerprint.facts_sha256:
+            return None
+        if self.dataset not in (None, fingerprint.dataset):
+            return f"was made on {self.dataset}"
+        return "was made from other facts: images, labels or cases have changed since"
 
     def _question(self) -> tuple[str, str, str]:
         return self.configuration, self.weights, self.backbone
@@ -127,12 +142,30 @@ class Probes(Schema):
         kept = tuple(p for p in self.probes if not p.answers(probe))
         return Probes(probes=(*kept, probe))
 
+    def carried_over(self, before: Fingerprint, after: Fingerprint) -> Probes:
+        """These probes for a dataset as it would be: those that were made from its facts hold for the altered ones.
+
+        Args:
+            before: The dataset's facts.
+            after: Its facts altered.
+        """
+        if not self.probes:
+            return self
+        altered = after.facts_sha256
+        return Probes(
+            probes=tuple(
+                p if p.fault_with(before) else p.model_copy(update={"fingerprint_sha256": altered}) for p in self.probes
+            )
+        )
+
     @property
     def facts_sha256(self) -> str | None:
         """Hash of what was measured, wherever and whenever; None of no probe at all."""
         if not self.probes:
             return None
-        return sha256_json(sorted((p.model_dump(mode="json", exclude={"provenance"}) for p in self.probes), key=str))
+        # without what was not written then, so that an entry added later does not make older plans stale
+        found = (p.model_dump(mode="json", exclude={"provenance"}, exclude_none=True) for p in self.probes)
+        return sha256_json(sorted(found, key=str))
 
 
 NO_PROBES = Probes()

@@ -51,7 +51,9 @@ def build_parser() -> CommandParser:
         "--explain", action="store_true", help="print every decision with its reason and what would change it"
     )
     parser.add_argument(
-        "--skip-bad-cases", action="store_true", help="go on without the cases that verification rejects"
+        "--skip-bad-cases",
+        action="store_true",
+        help="go on without the cases that verification rejects or that cannot be measured; the exit code is then 1",
     )
     parser.add_argument("--overwrite-plan", action="store_true", help="plan anew without the edits of plans.json")
     parser.add_argument("--no-verify", action="store_true", help="do not verify the dataset first")
@@ -99,7 +101,7 @@ def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) 
     for name, error in result.failed.items():
         reporter.warn(f"{name} could not be preprocessed: {error}")
     reporter.info(f"written: {result.folder}")
-    return 1 if result.failed else 0
+    return 1 if result.failed or result.fingerprint.left_out else 0
 
 
 def _default_processes() -> int:

@@ -21,7 +21,7 @@ from samunet.pipeline.explanation import PAGE, TEXT_PAGE, write_explanation
 from samunet.pipeline.replan import discard_plan, plan_again
 from samunet.pipeline.stores import identities, record_inputs
 from samunet.planners.fingerprint import extract_fingerprint, inputs_hash
-from samunet.planners.hardware import detect_budget
+from samunet.planners.hardware import check_gpu_memory, detect_budget
 from samunet.planners.mirrors import find_mirror_pairs
 from samunet.planners.planner import make_plan
 
@@ -76,7 +76,7 @@ def plan_and_preprocess(
         processes: Worker processes.
         gpu_memory_gib: GPU memory to plan for; None to look.
         cpu_minutes: Training minutes on a CPU to plan for; None for the default.
-        skip_bad_cases: Go on without the cases that verification rejects.
+        skip_bad_cases: Go on without the cases that verification rejects or that cannot be measured.
         overwrite_plan: Plan without the edits of an existing plan.
         verify: Whether to verify the dataset first.
         configurations: Which to preprocess; None: all but those with intensities of their own.
@@ -84,15 +84,19 @@ def plan_and_preprocess(
 
     Raises:
         VerificationError: With everything that verification found.
-        DataError: If a case cannot be measured or none is left.
+        DataError: If a case cannot be measured and is not to be skipped, or none is left.
         ConfigError: If dataset.json, plans.json or splits_final.json is invalid.
+        UsageError: If no GPU has so little memory as is given.
     """
     from samunet.datasets.raw import load_raw_dataset
 
     reporter = reporter or SilentReporter()
+    check_gpu_memory(gpu_memory_gib)
     dataset = load_raw_dataset(dataset_folder)
     folder = workspace.preprocessed_folder(dataset.name)
     fingerprint = _fingerprint(dataset, workspace, processes, skip_bad_cases, verify, reporter)
+    if fingerprint.left_out:
+        reporter.warn(f"left out of plan and stores: {', '.join(fingerprint.left_out)}")
     plan = _plan(fingerprint, dataset, workspace, gpu_memory_gib, cpu_minutes, overwrite_plan, reporter)
     write_json(workspace.description_file(dataset.name), read_json(dataset_folder / "dataset.json"))
     cases = [case.name for case in dataset.training if case.name not in plan.left_out]
@@ -121,7 +125,9 @@ def _fingerprint(
             return _with_pairs(existing, dataset, file)
     bad = _verify(dataset, processes, skip_bad_cases, reporter) if verify else ()
     cache = file.parent / _CACHE
-    fingerprint = extract_fingerprint(dataset, processes=processes, reporter=reporter, skip=bad, cache=cache)
+    fingerprint = extract_fingerprint(
+        dataset, processes=processes, reporter=reporter, skip=bad, skip_unmeasured=skip_bad_cases, cache=cache
+    )
     fingerprint = fingerprint.model_copy(update={"inputs_sha256": inputs, "verified": verify})
     save_schema(fingerprint, file)
     shutil.rmtree(cache, ignore_errors=True)
@@ -171,7 +177,6 @@ def _verify(dataset: RawDataset, processes: int, skip_bad_cases: bool, reporter:
             + (f" and {len(report.bad_cases) - 5} more cases" if len(report.bad_cases) > 5 else ""),
             todo="correct them" if blameless else "correct them, or go on without these cases with --skip-bad-cases",
         )
-    reporter.warn(f"left out: {', '.join(report.bad_cases)}")
     return report.bad_cases
 
 
@@ -186,7 +191,11 @@ def _plan(
 ) -> Plan:
     """The plan for these facts: the one on disk if nothing has changed, else a new one around its edits."""
     file = workspace.plan_file(dataset.name)
-    probes = load_probes(workspace.probe_file(dataset.name))
+    probes = load_probes(probe_file := workspace.probe_file(dataset.name))
+    for found in probes.probes:
+        if fault := found.fault_with(fingerprint):
+            what = f"the probe of {found.configuration}, {found.weights}, {found.backbone}"
+            reporter.warn(f"{what} is left aside: it {fault} ({probe_file}; samunet_probe measures again)")
     hardware = {"gpu_memory_gib": gpu_memory_gib, "cpu_minutes": cpu_minutes}
     if overwrite and file.is_file():
         discard_plan(file, reporter)

@@ -25,7 +25,7 @@ from samunet.models.pretraining import build_masked_model, build_prompted_model
 from samunet.models.weights import NONE, WeightsFile, as_base, locate_weights, pretrained_weights, recorded_weights
 from samunet.pipeline.kept_settings import Setting, is_longer_or_shorter, refuse_others, weights_setting
 from samunet.pipeline.pretrain_data import TRAINING, Source, planned_datasets, read_sources, recipes_of
-from samunet.pipeline.pretrain_length import count_slices, tell_length, with_length_for
+from samunet.pipeline.pretrain_length import count_tiles, tell_length, with_length_for
 from samunet.pipeline.pretrained import seen_before, tell_what_is_unknown
 from samunet.pipeline.provenance import describe
 from samunet.pipeline.train import DEFAULT_SEED
@@ -143,8 +143,8 @@ def pretrain(request: PretrainingRequest, workspace: Workspace, *, reporter: Rep
         backbone, from_random = begun.recipe.backbone, _from_random(begun.base)
     recipes = recipes_of(request, datasets, workspace, device=device, backbone=backbone, from_random=from_random)
     sources = read_sources(request, datasets, recipes, workspace, reporter)
-    num_slices = count_slices(sources, supervised=request.supervised)
-    planned = with_length_for(_shared(recipes[0]), num_slices)
+    num_tiles = count_tiles(sources, supervised=request.supervised)
+    planned = with_length_for(_shared(recipes[0]), num_tiles)
     if begun is not None:
         recipe = replace(begun.recipe, precision=usable_precision(begun.recipe, device))
         clock = clock_of_run(begun.clock, processor=request.processor_clock, resume=True)
@@ -155,7 +155,7 @@ def pretrain(request: PretrainingRequest, workspace: Workspace, *, reporter: Rep
         identity = _identity(sources, recipe, as_base(file), request, workspace)
     facts = _facts(identity, sources, request)
     earlier = seen_before(identity.base)
-    run = _Run(folder, identity, sources, facts, from_random, device, begun, earlier, planned, num_slices)
+    run = _Run(folder, identity, sources, facts, from_random, device, begun, earlier, planned, num_tiles)
     return _execute(run, request, existing, reporter)
 
 
@@ -173,7 +173,7 @@ class _Run:
         begun: What it was when it began, if it is continued.
         earlier: What its weights had seen.
         planned: The recipe before anything was asked for.
-        num_slices: Slices that are seen.
+        num_tiles: Tiles that are seen.
     """
 
     folder: Path
@@ -185,7 +185,7 @@ class _Run:
     begun: RunIdentity | None
     earlier: Earlier
     planned: ResolvedRecipe
-    num_slices: int
+    num_tiles: int
 
 
 def _begun(folder: Path, request: PretrainingRequest) -> RunIdentity:
@@ -393,7 +393,7 @@ def _announce(run: _Run, request: PretrainingRequest, built: BuiltModel, reporte
     for source in run.sources:
         parts = ", ".join(f"{len(cases)} from {folder.name}" for folder, cases in source.stores)
         reporter.info(f"  {source.planned.plan.dataset}: {source.num_cases} cases ({parts})")
-    tell_length(recipe, run.planned, run.num_slices, reporter)
+    tell_length(recipe, run.planned, run.num_tiles, reporter)
     reporter.info(built.load_report.summary())
     tell_what_is_unknown(run.earlier, reporter)
     whole = [source.planned.plan.dataset for source in run.sources if not source.left_out]
@@ -431,10 +431,10 @@ def _write(
         seed=identity.seed,
         provenance=identity.provenance,
     )
-    file, passes = run.folder / RESULT, state.step * recipe.batch_size / run.num_slices
+    file, passes = run.folder / RESULT, state.step * recipe.batch_size / run.num_tiles
     about = write_pretrained(file, tensors, about)
     reporter.info(
-        f"pretrained {about.steps} steps ({passes:.2g} passes over the slices) in {about.minutes:.1f} minutes: {file}\n"
+        f"pretrained {about.steps} steps ({passes:.2g} passes over the tiles) in {about.minutes:.1f} minutes: {file}\n"
         f"train from it with samunet_train DATASET FOLD --weights {file}"
     )
     return PretrainingResult(file, about)

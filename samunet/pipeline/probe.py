@@ -165,5 +165,7 @@ def _as_probe(identity: RunIdentity, measured: Measurement) -> Probe:
         batches=measured.batches,
         batch_size=identity.recipe.batch_size,
         projections=measured.projections,
+        dataset=identity.plan.dataset,
+        fingerprint_sha256=identity.plan.fingerprint_sha256,
         provenance=identity.provenance,
     )

@@ -52,7 +52,9 @@ def _probe_behind(
     probe = load_probes(workspace.probe_file(plan.dataset)).find(
         configuration=root_of(configuration, edits_of(plan).own), weights=recipe.weights_kind, backbone=recipe.backbone
     )
-    if probe is None or choose_ranks(probe, rank=lora.rank, targets=lora.targets)[0] != lora.ranks:
+    if probe is None or probe.fingerprint_sha256 != plan.fingerprint_sha256:
+        return None
+    if choose_ranks(probe, rank=lora.rank, targets=lora.targets)[0] != lora.ranks:
         return None
     return probe
 

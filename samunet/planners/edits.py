@@ -65,6 +65,13 @@ def root_of(name: str, own: Mapping[str, Configuration]) -> str:
     return name
 
 
+def is_planned(plan: Plan, configuration: str) -> bool:
+    """Whether rules decide in a configuration: in one that is planned, or that inherits from one that is."""
+    own = {name: chosen for name, chosen in plan.configurations.items() if name not in PLANNED_CONFIGURATIONS}
+    root = root_of(configuration, own)
+    return root in plan.configurations and root not in own
+
+
 def decisions(plan: Plan) -> Iterator[tuple[tuple[str, ...], Decided[Any]]]:
     """Every decision of a plan with its place."""
     yield from _decided(plan, ())

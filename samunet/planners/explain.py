@@ -13,12 +13,13 @@ from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import Configuration, Decided, Plan, Recipe
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import Schema
-from samunet.planners.edits import places_by_user
+from samunet.planners.alterations import Place
+from samunet.planners.edits import is_planned, places_by_user
 from samunet.planners.planner import facts_of_plan
-from samunet.planners.rests_on import RESTS_ON, measured
+from samunet.planners.rests_on import EDIT, measured, rests_on
 from samunet.planners.rules import FILE_AXES
 from samunet.planners.schedule import LEAST_CPU_STEPS, cpu_steps
-from samunet.planners.what_if import GPU_GIB, Place, WhatIfs
+from samunet.planners.what_if import WhatIfs
 from samunet.planners.words import ranks, short
 
 WIDTH = 118
@@ -225,12 +226,12 @@ def _count(number: int, what: str) -> str:
 
 def _explained(plan: Plan, name: str, changes: WhatIfs) -> ExplainedConfiguration:
     chosen = plan.configurations[name]
-    at = ("configurations", name)
-    sections = [Section(f"Configuration {name}", _rows_of(chosen, at, changes))]
+    at, by_rules = ("configurations", name), is_planned(plan, name)
+    sections = [Section(f"Configuration {name}", _rows_of(chosen, at, changes, by_rules=by_rules))]
     sections += [
         Section(
             f"Recipe for weights '{weights}' on a {device.upper()}",
-            _rows_of(recipe, (*at, "recipes", weights, device), changes),
+            _rows_of(recipe, (*at, "recipes", weights, device), changes, by_rules=by_rules),
             (weights, device),
         )
         for weights, devices in chosen.recipes.items()
@@ -242,25 +243,22 @@ def _explained(plan: Plan, name: str, changes: WhatIfs) -> ExplainedConfiguratio
     return ExplainedConfiguration(name, note, _table(chosen), tuple(sections))
 
 
-def _rows_of(part: Schema, at: Place, changes: WhatIfs) -> tuple[Row, ...]:
+def _rows_of(part: Schema, at: Place, changes: WhatIfs, *, by_rules: bool = True) -> tuple[Row, ...]:
     """Every decision of a plan, a configuration or a recipe, without those of the parts below."""
     values = ((name, getattr(part, name)) for name in type(part).model_fields)
-    return tuple(_row(name, value, (*at, name), changes) for name, value in values if isinstance(value, Decided))
+    decisions = ((name, value) for name, value in values if isinstance(value, Decided))
+    return tuple(_row(name, value, (*at, name), changes, by_rules=by_rules) for name, value in decisions)
 
 
-def _row(name: str, decided: Decided[Any], place: Place, changes: WhatIfs) -> Row:
-    rests_on, otherwise = RESTS_ON[name]
-    found = changes.get(place, ())
-    hardware = f"no GPU of {GPU_GIB[0]} to {GPU_GIB[-1]} GiB changes it" if changes and place[-2:-1] == ("gpu",) else ""
-    if not found:
-        found = (f"{hardware}; {otherwise}",) if hardware and "GPU or CPU memory" in rests_on else (otherwise,)
+def _row(name: str, decided: Decided[Any], place: Place, changes: WhatIfs, *, by_rules: bool) -> Row:
+    found = changes.get(place, (EDIT,))
     if decided.by_user:
         found = ('your own: give it back to the rule by deleting its "source" in plans.json',)
     return Row(
         name=name,
         value=short(decided.value),
         reason="; ".join(filter(None, [decided.reason, ranks(decided.value) if name == "encoder" else ""])),
-        rests_on=tuple(rests_on),
+        rests_on=rests_on(place) if by_rules else (),
         changes=found,
         by_user=decided.by_user,
         by_rule="" if not decided.by_user or decided.by_rule is None else short(decided.by_rule),

@@ -173,11 +173,16 @@ def _with_steps(
         before, steps = (_cpu_steps(each, part, planned.minutes) for each in (planned, changed))
         reason = f"about {steps} steps fit the same {planned.minutes:g} minutes"
         return _of_length(changed, planned, before, steps, on_cpu=True), reason
-    before, _ = schedule.dataset_steps(whole.num_foreground_slices, planned.batch_size)
-    steps, reason = schedule.dataset_steps(part.num_foreground_slices, changed.batch_size)
+    before, _ = _dataset_steps(planned, whole)
+    steps, reason = _dataset_steps(changed, part)
     if schedule.epochs(before, on_cpu=False) != (planned.iterations, planned.epochs):
         return changed, "as in the plan, where they are no rule's"
     return _of_length(changed, planned, before, steps, on_cpu=False), reason
+
+
+def _dataset_steps(recipe: ResolvedRecipe, part: Labelled) -> tuple[int, str]:
+    tiles = sizes.tiles_per_slice(part.shapes, recipe.tile_vox)
+    return schedule.dataset_steps(part.num_foreground_slices, recipe.batch_size, tiles_per_slice=tiles)
 
 
 def _cpu_steps(recipe: ResolvedRecipe, part: Labelled, minutes: float) -> int:

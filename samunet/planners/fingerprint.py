@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from samunet.artifacts.dataset import Case, RawDataset
 from samunet.artifacts.fingerprint import FINGERPRINT_VERSION, CaseFacts, Fingerprint
 from samunet.core.config import parse_schema
-from samunet.core.errors import DataError
+from samunet.core.errors import DataError, SamunetError
 from samunet.core.files import atomic_path, sha256_json
 from samunet.core.geometry import Geometry, Triple, code_directions
 from samunet.core.labels import LabelSpec
 from samunet.core.log import Reporter
 from samunet.core.volume import Volume
+from samunet.distributed.casewise import Outcome, map_cases
 from samunet.planners.intensities import (
     NUM_SAMPLES_DATASET,
     IntensityPool,
@@ -33,6 +34,8 @@ from samunet.planners.mirrors import find_mirror_pairs
 from samunet.planners.structures import effective_resolution, structure_facts
 from samunet.preprocessing.cropping import NonzeroCrop, nonzero_crop
 from samunet.preprocessing.runner import source_files
+
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,7 @@ def extract_fingerprint(
     processes: int,
     reporter: Reporter,
     skip: Collection[str] = (),
+    skip_unmeasured: bool = False,
     cache: Path | None = None,
 ) -> Fingerprint:
     """Measure every training case and merge what was found.
@@ -63,17 +67,42 @@ def extract_fingerprint(
     Args:
         dataset: The raw dataset.
         processes: Number of worker processes.
-        reporter: Told about progress.
+        reporter: Told about progress, and about the cases that are left out here.
         skip: Cases to leave out, as verification rejected them.
+        skip_unmeasured: Leave out the cases that cannot be measured too. The others are then measured again: how many
+            voxels are drawn from each depends on how many cases there are, so the result is the one of a dataset
+            without the cases left out.
         cache: Folder for finished cases, so that an interrupted run goes on where it stopped; a temporary one if
             None. The caller removes it once the fingerprint is saved.
 
     Raises:
-        DataError: If a case that was not left out cannot be read, or none remains.
+        DataError: If a case that was not left out cannot be measured, or none remains.
     """
-    from samunet.distributed.casewise import map_cases
+    left_out = set(skip)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if cache is None else cache
+        while True:
+            cases = sorted((c for c in dataset.training if c.name not in left_out), key=lambda c: c.name)
+            outcomes = _measure(dataset, cases, folder, processes, reporter)
+            failed = [o.error for o in outcomes if o.error is not None]
+            if not failed:
+                files = {o.name: o.result for o in outcomes if o.result is not None}
+                return _merge(dataset, files, left_out=tuple(sorted(left_out)))
+            if not skip_unmeasured:
+                raise _unmeasured(failed, len(cases))
+            for error in failed:
+                reporter.warn(f"a case could not be measured and is left out: {error}")
+            left_out |= {o.name for o in outcomes if o.error is not None}
 
-    cases = sorted((c for c in dataset.training if c.name not in skip), key=lambda c: c.name)
+
+def _measure(
+    dataset: RawDataset, cases: Sequence[Case], folder: Path, processes: int, reporter: Reporter
+) -> list[Outcome[Path]]:
+    """Measure cases into files of a folder.
+
+    Raises:
+        DataError: If there are none.
+    """
     if not cases:
         raise DataError(
             "no training case is left to plan from",
@@ -81,46 +110,93 @@ def extract_fingerprint(
             found="0 usable cases",
             todo="correct the cases that were left out",
         )
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if cache is None else cache
-        job = partial(
-            _measure_to_file, folder=folder, labels=dataset.labels, num_samples=NUM_SAMPLES_DATASET // len(cases)
-        )
-        outcomes = map_cases(
-            job, cases, processes=processes, reporter=reporter, what="fingerprint", name_of=lambda case: case.name
-        )
-        failed = [o for o in outcomes if o.error is not None]
-        if failed:
-            raise DataError(
-                f"{len(failed)} of {len(cases)} cases could not be measured; the first: {failed[0].error}",
-                case=failed[0].name,
-                todo="correct or remove these cases, or use --skip-bad-cases",
-            )
-        files = {o.name: o.result for o in outcomes if o.result is not None}
-        return _merge(dataset, files, left_out=tuple(sorted(skip)))
+    job = partial(
+        _measure_to_file,
+        folder=folder,
+        labels=dataset.labels,
+        num_channels=len(dataset.description.channels),
+        num_samples=NUM_SAMPLES_DATASET // len(cases),
+    )
+    return map_cases(
+        job, cases, processes=processes, reporter=reporter, what="fingerprint", name_of=lambda case: case.name
+    )
 
 
-def extract_case_facts(case: Case, *, labels: LabelSpec, num_samples: int) -> CaseMeasurement:
+def _unmeasured(failed: Sequence[SamunetError], num_cases: int) -> DataError:
+    """One error for all cases that could not be measured, with what the first one says."""
+    first, names = failed[0], [f"{error.case}" for error in failed]
+    others = ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" * (len(names) > _MOST_NAMED))
+    which = first.problem if len(names) == 1 else f"{others}; the first: {first.problem}"
+    way_on = f"leave {'it' if len(names) == 1 else 'them'} out with --skip-bad-cases"
+    return DataError(
+        f"{len(names)} of {num_cases} cases could not be measured: {which}",
+        case=first.case,
+        file=first.file,
+        expected=first.expected,
+        found=first.found,
+        todo=f"{first.todo or 'correct the case'}; or {way_on}",
+    )
+
+
+def extract_case_facts(case: Case, *, labels: LabelSpec, num_channels: int, num_samples: int) -> CaseMeasurement:
     """Read and measure one case.
 
     Args:
         case: Its files.
         labels: What its label values mean.
+        num_channels: How many its image has to have.
         num_samples: Foreground voxels to draw per channel.
 
     Raises:
-        DataError: If a file cannot be read or has no label.
+        DataError: If a file cannot be read, is missing or holds what cannot be measured.
     """
     from samunet.imageio import read_labels, read_volume
 
     if case.label is None:
-        raise DataError("a training case has no label file", case=case.name)
-    return measure_case(
-        read_volume(case.images, case=case.name),
-        read_labels(case.label, case=case.name),
-        labels=labels,
-        num_samples=num_samples,
-    )
+        raise DataError(
+            "a training case has no label file", case=case.name, todo="add it, or move its image to imagesTs"
+        )
+    image = read_volume(case.images, case=case.name)
+    label_map = read_labels(case.label, case=case.name)
+    _check_measurable(case, image, label_map, num_channels)
+    return measure_case(image, label_map, labels=labels, num_samples=num_samples)
+
+
+def _check_measurable(case: Case, image: Volume, label_map: Volume, num_channels: int) -> None:
+    """Refuse what no fact can be measured on; verification, which finds more, may have been left out.
+
+    Raises:
+        DataError: With the case, the file and what to do.
+    """
+    if image.num_channels != num_channels:
+        raise DataError(
+            "the number of channels is wrong",
+            case=case.name,
+            file=case.images[0],
+            expected=f"{num_channels}, as dataset.json declares",
+            found=f"{image.num_channels}",
+            todo="correct the files of this case, or dataset.json",
+        )
+    if label_map.geometry.shape != image.geometry.shape:
+        raise DataError(
+            "the label map has another shape than the image",
+            case=case.name,
+            file=case.label,
+            expected=f"{image.geometry.shape}",
+            found=f"{label_map.geometry.shape}",
+            todo="resample the label map to the image's grid with nearest neighbour",
+        )
+    for index, channel in enumerate(image.data):
+        wrong = channel.size - int(np.count_nonzero(np.isfinite(channel)))
+        if wrong:
+            raise DataError(
+                "the image holds NaN or infinite values",
+                case=case.name,
+                file=case.images[index if len(case.images) == num_channels else 0],
+                expected="finite intensities",
+                found=f"{wrong} of {channel.size} voxels",
+                todo="restore it from its source, or set these voxels to the image's background",
+            )
 
 
 def measure_case(image: Volume, label_map: Volume, *, labels: LabelSpec, num_samples: int) -> CaseMeasurement:
@@ -180,13 +256,13 @@ def _foreground_slices(foreground: NDArray[np.bool_]) -> Triple:
     return z, y, x
 
 
-def _measure_to_file(case: Case, *, folder: Path, labels: LabelSpec, num_samples: int) -> Path:
+def _measure_to_file(case: Case, *, folder: Path, labels: LabelSpec, num_channels: int, num_samples: int) -> Path:
     """Measure a case into a file, unless an earlier run did; only the path crosses processes."""
-    key = inputs_hash([case], [num_samples, labels.to_json()])
+    key = inputs_hash([case], [num_samples, num_channels, labels.to_json()])
     path = folder / f"{case.name}-{key[:12]}.npz"
     if path.is_file():
         return path
-    measured = extract_case_facts(case, labels=labels, num_samples=num_samples)
+    measured = extract_case_facts(case, labels=labels, num_channels=num_channels, num_samples=num_samples)
     arrays: dict[str, Any] = {f"values_{i}": d.values for i, d in enumerate(measured.drawn)}
     arrays |= {f"counts_{i}": d.counts for i, d in enumerate(measured.drawn)}
     with atomic_path(path) as temporary:

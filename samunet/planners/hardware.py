@@ -7,9 +7,11 @@ import subprocess
 from pathlib import Path
 
 from samunet.artifacts.plan import Budget
+from samunet.core.errors import UsageError
 from samunet.planners.schedule import DEFAULT_CPU_MINUTES
 
 ASSUMED_GPU_GIB = 8.0
+LEAST_GPU_GIB = 0.01
 KEPT_FREE = 0.2
 _GIB = 1 << 30
 _UNLIMITED = 1 << 60
@@ -31,7 +33,11 @@ def detect_budget(*, gpu_memory_gib: float | None = None, cpu_minutes: float | N
     Args:
         gpu_memory_gib: Memory of the GPU to plan for; None to look.
         cpu_minutes: Training minutes on a CPU; None for the default.
+
+    Raises:
+        UsageError: If the memory given is less than a plan can hold.
     """
+    check_gpu_memory(gpu_memory_gib)
     gpu, gpu_reason = (gpu_memory_gib, "as given") if gpu_memory_gib is not None else _gpu_memory()
     cpu, cpu_reason = cpu_memory()
     minutes, minutes_reason = (cpu_minutes, "as given") if cpu_minutes is not None else (DEFAULT_CPU_MINUTES, "default")
@@ -43,6 +49,24 @@ def detect_budget(*, gpu_memory_gib: float | None = None, cpu_minutes: float | N
     )
 
 
+def check_gpu_memory(gpu_memory_gib: float | None) -> None:
+    """Refuse memory that is given and that no GPU has.
+
+    Args:
+        gpu_memory_gib: As given; None where the machine decides.
+
+    Raises:
+        UsageError: If it is less than a plan can hold.
+    """
+    if gpu_memory_gib is not None and not gpu_memory_gib >= LEAST_GPU_GIB:
+        raise UsageError(
+            "no GPU has so little memory",
+            expected=f"GiB, at least {LEAST_GPU_GIB:g}, as --gpu-memory 8",
+            found=f"{gpu_memory_gib:g}",
+            todo="give the memory of the GPU that will train, or leave --gpu-memory out",
+        )
+
+
 def _gpu_memory() -> tuple[float, str]:
     assumed = ASSUMED_GPU_GIB, "assumed, as no GPU was found here (--gpu-memory changes it)"
     program = shutil.which("nvidia-smi")
@@ -51,9 +75,10 @@ def _gpu_memory() -> tuple[float, str]:
     query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        sizes = [float(line) / 1024 for line in answer.split("\n") if line.strip()]
+        found = [float(line) / 1024 for line in answer.split("\n") if line.strip()]
     except (OSError, subprocess.SubprocessError, ValueError):
         return assumed
+    sizes = [gib for gib in found if gib >= LEAST_GPU_GIB]
     return (min(sizes), "of the smallest GPU found here") if sizes else assumed
 
 

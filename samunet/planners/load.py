@@ -23,6 +23,7 @@ class Load:
         checkpointing: Whether blocks keep only their input.
         precision: "fp32", "bf16" or "fp16" (autocast: weights stay float32).
         attention: "upstream" keeps score matrices, "folded" none, "folded_global" those of windows.
+        accumulates: Whether a step has several such parts, so that gradients of those before are there all the time.
     """
 
     spec: SamSpec
@@ -35,6 +36,7 @@ class Load:
     checkpointing: bool = False
     precision: str = "fp32"
     attention: str = "upstream"
+    accumulates: bool = False
 
     @property
     def is_half(self) -> bool:

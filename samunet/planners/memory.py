@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 
 from samunet.artifacts.method import Method
@@ -41,19 +42,20 @@ _ESTIMATOR_PARAMETERS = 132_000
 # Float32 copies of what trains: two moments and the moving average, and in the update the gradient.
 _HELD_COPIES, _UPDATE_COPIES = 3, 1
 _WIDE, _NARROW, _INDEX = 4, 2, 8
-# Mask decoder, bytes per pixel of S x S in float32 and under autocast. Heads alone: the upsampler with its channel norm
-# (10 maps of 256 channels at stride 16, which is one number per pixel), keys, values and residuals of two layers (6).
+# Mask decoder, bytes per pixel of S x S in float32 and under autocast. Heads alone: the upsampler with its channel norm,
+# keys, values and residuals of two layers, together 13 maps of 256 channels at stride 16, each one number per pixel.
 # What trains in the transformer keeps its inputs beside: all layers 8 more, q and v 4, bottlenecks 2.5.
-_HEADS = (64.0, 43.0)
+_HEADS = (53.0, 32.0)
 _TRANSFORMER = {"full": (32.0, 18.0), "lora": (17.0, 10.5), "adapters": (10.5, 6.0)}
 # Two more steps of upsampling with a norm between: 16 channels at half, 8 at the full resolution.
 _PROGRESSIVE = (170.0, 121.0)
-_PER_TOKEN = (1.12, 1.21)
+_PER_TOKEN = (0.61, 0.93)
 _FINE_PER_TOKEN = (4.9, 3.1)
-_DECODER_PASSING = (10.0, 12.5)
-# Logits, their logarithm, the reference, softmax and its products with reference and validity; whole numbers as wide as
-# two of these for the classes, the choice and their histogram.
-_LOSS_COPIES, _LOSS_INDICES = 6, 10
+# While the masks are made, beside what is kept: of the upsampler, and per token. Gone before the loss.
+_DECODER_PASSING, _PASSING_PER_TOKEN = (21.2, 25.2), (0.25, 0.14)
+# Two moments of the loss. Logits, their logarithm, the reference, softmax and its products with reference and validity;
+# and, with four of these, whole numbers as wide as two for the classes, the choice and their histogram.
+_LOSS_COPIES, _COPIES_BESIDE_INDICES, _LOSS_INDICES = 6, 4, 13
 _SUPERVISED_SCALES = 3
 _BATCH_VOXEL_BYTES = 18
 _IMAGE_BYTES = 12
@@ -72,6 +74,7 @@ _PREDICTED_VOXEL_BYTES = 16
 _VOTE_BYTES = 2
 
 
+@lru_cache(maxsize=1 << 14)  # what would change a plan is found by planning hundreds of times, mostly the same loads
 def training_bytes(load: Load) -> int:
     """Bytes that one training step needs: its tensors, and a fixed share for what is none."""
     return _FIXED_BYTES + tensor_bytes(load)
@@ -82,8 +85,9 @@ def tensor_bytes(load: Load) -> int:
     held, trained = _parameters(load)
     weights = _WIDE * (held + _HELD_COPIES * trained) + _bias_bytes(load.spec)
     images = load.slices * (_IMAGE_BYTES * load.input_size**2 + _BATCH_VOXEL_BYTES * load.tile_vox**2)
-    moments = (*_encoder_and_decoder(load), _WIDE * _UPDATE_COPIES * trained)
-    return int(weights + images + max(moments))
+    gradients = _WIDE * trained if load.accumulates else 0
+    moments = (*_encoder_and_decoder(load), _WIDE * _UPDATE_COPIES * trained - gradients)
+    return int(weights + images + gradients + max(moments))
 
 
 def memory_gib(load: Load) -> float:
@@ -92,10 +96,14 @@ def memory_gib(load: Load) -> float:
 
 
 def largest_batch(load: Load, *, budget_gib: float, cap: int) -> int:
-    """Most slices per forward that fit the budget, at most ``cap``; 0 if not even one fits."""
-    return bisect_right(
-        range(1, cap + 1), budget_gib * GIB, key=lambda slices: training_bytes(replace(load, slices=slices))
-    )
+    """Most slices per forward that fit the budget, at most ``cap``; 0 if not even one fits.
+
+    Fewer than ``cap`` are a part of a step, whose gradients wait for those of the others.
+    """
+    if training_bytes(replace(load, slices=cap, accumulates=False)) <= budget_gib * GIB:
+        return cap
+    part = replace(load, accumulates=True)
+    return bisect_right(range(1, cap), budget_gib * GIB, key=lambda slices: training_bytes(replace(part, slices=slices)))
 
 
 def prediction_bytes(load: Load, *, models: int = 1, views: int = 1, plane_vox: int = 0) -> int:
@@ -223,15 +231,19 @@ def _encoder_and_decoder(load: Load) -> tuple[float, float]:
     weights = unet_parameters(load.method) if is_unet else _mask_decoder_parameters(load)
     copies = _NARROW * rounds * weights if load.is_half else 0
     scales = _SUPERVISED_SCALES if load.method.decoder.deep_supervision else 1
-    loss = _WIDE * (_LOSS_COPIES * scales * load.num_tokens + _LOSS_INDICES) * load.tile_vox**2
-    decoding = load.slices * (rounds * decoder + loss + passing + embedding_bytes(load)) + copies
+    classes = scales * load.num_tokens
+    maps = max(_LOSS_COPIES * classes, _COPIES_BESIDE_INDICES * classes + _LOSS_INDICES)
+    loss = _WIDE * maps * load.tile_vox**2
+    decoding = load.slices * (rounds * decoder + max(loss, passing) + embedding_bytes(load)) + copies
     parts = encoder_parts(load)
     if load.method.encoder.train == "frozen":
         return decoding, load.slices * max(part.alone for part in parts)
     first = first_trained_block(load.method, load.spec)
     *ahead, neck = outside_bytes(load, first)
     kept = sum(ahead) + neck + sum(part.entry if load.checkpointing else part.kept for part in parts[first:])
-    gradients = _WIDE * (decoder_parameters(load.method, load.num_tokens) + unet_parameters(load.method))
+    # Where gradients wait for other parts of a step, all of them are counted already.
+    making = 0 if load.accumulates else _WIDE
+    gradients = making * (decoder_parameters(load.method, load.num_tokens) + unet_parameters(load.method))
     # The rounds before the last still wait for their gradient when the decoder has one.
     entering = load.slices * (kept + (rounds - 1) * decoder) + _copied_at_the_loss(load, first)
     backward = gradients + max(entering, _passing_bytes(load, first))
@@ -247,10 +259,10 @@ def _passing_bytes(load: Load, first: int) -> float:
     *ahead, _ = outside_bytes(load, first)
     copies, gradients = _block_copies(load)[first:], _block_gradients(load)[first:]
     kept = most = copied = 0.0
-    later = sum(gradients)
+    later = 0.0 if load.accumulates else sum(gradients)
     for outside, part, copy, gradient in zip(ahead, encoder_parts(load)[first:], copies, gradients, strict=True):
         kept += outside
-        later -= gradient
+        later = max(0.0, later - gradient)
         most = max(most, load.slices * (kept + part.kept + part.passing) + copied + copy + later)
         kept += part.entry if load.checkpointing else part.kept
         copied += 0 if load.checkpointing else copy
@@ -295,7 +307,7 @@ def _decoder_bytes(load: Load) -> tuple[float, float]:
         coarse = (_UNET_COARSE_UNITS * _unet_widths(load.method)[-1] + PROMPT_DIM) / TOKEN_SIZE**2
         kept = _UNET_FINE_UNITS * fine + coarse + load.num_tokens
         return load.width * pixels * kept, load.width * pixels * _UNET_PASSING_UNITS * load.method.fusion.width
-    decoder, passing = load.method.decoder, _DECODER_PASSING[half]
+    decoder, passing = load.method.decoder, _DECODER_PASSING[half] + _PASSING_PER_TOKEN[half] * load.num_tokens
     kept = _HEADS[half] + _TRANSFORMER.get(decoder.train, (0.0, 0.0))[half] + _PER_TOKEN[half] * load.num_tokens
     if decoder.upsampler != "sam":
         kept += (_FINE_PER_TOKEN[half] - _PER_TOKEN[half]) * load.num_tokens

@@ -54,6 +54,7 @@ def encoder_method(
     *,
     depth: Depth,
     probe: Probe | None = None,
+    left_aside: str = "",
 ) -> tuple[EncoderMethod, str]:
     """Which part of the encoder trains.
 
@@ -63,6 +64,7 @@ def encoder_method(
         num_structures: Structures.
         depth: How slices of a slab see each other.
         probe: Of this encoder on this dataset; without one the rank is the same everywhere.
+        left_aside: Why a probe that is there is not used.
 
     Source: SAMed (Zhang and Liu 2023): decoder only 67.95, LoRA and whole decoder 81.88 Dice on Synapse.
     """
@@ -79,6 +81,8 @@ def encoder_method(
     if probe is not None:
         ranks, ranks_reason = choose_ranks(probe, rank=rank, targets=LORA_TARGETS)
         reason += f"; {ranks_reason}"
+    elif left_aside:
+        reason += f"; {left_aside}"
     lora = Lora(targets=LORA_TARGETS, rank=rank, ranks=ranks)
     return EncoderMethod(train="adapters", adapters=(lora,)), reason
 

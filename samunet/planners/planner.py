@@ -17,7 +17,7 @@ from samunet.core.errors import ConfigError
 from samunet.core.geometry import AxisOperation, SpacingTriple
 from samunet.planners import augmentation, rules, sizes
 from samunet.planners.edited_recipes import plan_edited_recipe
-from samunet.planners.edits import NO_EDITS, ConfigurationEdits, Edits, Reasoned, Settling, root_of
+from samunet.planners.edits import NO_EDITS, Choices, ConfigurationEdits, Edits, Reasoned, Settling, root_of
 from samunet.planners.recipes import Facts, automatic
 
 _CORRECT_OR_DROP = "correct plans.json, or plan without its edits with --overwrite-plan"
@@ -58,7 +58,8 @@ def make_plan(
     coherence = rules.mean_coherence(given.alike)[frame.slice_axis]
     configurations = _configurations(given, edits)
     distance = frame.spacing[frame.slice_axis]
-    take("recommended", rules.recommended(coherence, distance, has_neighbours="2.5d" in configurations))
+    planned = {"has_neighbours": "2.5d" in configurations, "has_slabs": "3d" in configurations}
+    take("recommended", rules.recommended(coherence, distance, **planned))
     content = {
         "dataset": fingerprint.dataset,
         "fingerprint_sha256": fingerprint.facts_sha256,
@@ -97,6 +98,27 @@ def _check_channels(
             "is not that of the channels",
             expected=f"{len(names)}, for {', '.join(names)}",
             found=str(len(normalization)),
+            todo=_CORRECT_OR_DROP,
+        )
+
+
+def _check_depths(configuration: str, edited: Choices, most: int) -> None:
+    """Refuse slabs and neighbourhoods that the user decided on and that reach beyond every volume.
+
+    Args:
+        configuration: Its name.
+        edited: What was decided in it.
+        most: Slices of the volume that has most.
+    """
+    limits = {"slab_depth": (1, most), "context_slices": (0, most - 1)}
+    wrong = {name: span for name, span in limits.items() if name in edited and edited[name].value > span[1]}
+    if wrong:
+        names = [f"configurations.{configuration}.{name}" for name in wrong]
+        raise ConfigError(
+            f"{' and '.join(names)}: more slices than any volume has",
+            expected=", ".join(f"{name} {low} to {high}" for name, (low, high) in wrong.items())
+            + f", as no volume has more than {most} slice{'s' * (most != 1)} at this spacing",
+            found=", ".join(f"{edited[name].value}" for name in wrong),
             todo=_CORRECT_OR_DROP,
         )
 
@@ -143,6 +165,14 @@ class _Given:
         in_file = per_file_axis(self.frame, spacing, self.spacing)
         shapes = rules.slab_shapes(self.cases, self.frame, in_file)
         return rules.slab_depth(self.alike, self.frame, shapes, in_file[self.frame.slice_axis])
+
+    def most_slices(self, spacing: Sequence[float | None]) -> int:
+        """Slices of the volume that has most, at a configuration's spacing (slice, row, column)."""
+        slice_mm, rows, columns = spacing
+        assert rows is not None
+        assert columns is not None
+        shapes = rules.canonical_shapes(self.cases, self.frame, (rows, columns), slice_mm=slice_mm)
+        return max(shape[0] for shape in shapes)
 
 
 def per_file_axis(frame: Frame, spacing: Sequence[float | None], target: SpacingTriple) -> SpacingTriple:
@@ -283,6 +313,7 @@ def _configuration(given: _Given, name: str, design: _Design, edits: Configurati
     facts = given.facts_of(spacing, None if own is None else own.value)
     context = take("context_slices", (design.context, "neighbours as channels" if design.context else "single slices"))
     depth = take("slab_depth", given.slab_depth(spacing) if design.in_slabs else ALONE)
+    _check_depths(name, edits.choices, given.most_slices(spacing))
     take("channels", rules.encoder_channels(len(given.fingerprint.channel_names), context))
     overlap = take("tile_overlap", (sizes.TILE_OVERLAP, "nnU-Net's half, where slices are tiled at all"))
     facts = replace(facts, tile_overlap=overlap, depth_overlap=take("depth_overlap", augmentation.depth_overlap(depth)))

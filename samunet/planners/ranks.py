@@ -5,10 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from samunet.artifacts.model_spec import get_spec
-from samunet.artifacts.probe import Probe
+from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.probe import Probe, Probes
 from samunet.planners.counts import block_dims
 
 MOST_TIMES_UNIFORM = 4
+
+
+def usable_probe(
+    probes: Probes, fingerprint: Fingerprint, *, configuration: str, weights: str, backbone: str
+) -> tuple[Probe | None, str]:
+    """The probe of a configuration, kind of weights and backbone, if it was made from the dataset's present facts.
+
+    Args:
+        probes: All there are.
+        fingerprint: The facts.
+        configuration: Planned configuration.
+        weights: Kind of weights.
+        backbone: Image encoder.
+
+    Returns:
+        The probe and nothing; or None and, where there is one of other facts, a sentence that says so.
+    """
+    found = probes.find(configuration=configuration, weights=weights, backbone=backbone)
+    fault = None if found is None else found.fault_with(fingerprint)
+    if fault is None:
+        return found, ""
+    return None, f"its probe is left aside, as it {fault} (samunet_probe measures again)"
 
 
 def choose_ranks(probe: Probe, *, rank: int, targets: Sequence[str]) -> tuple[tuple[int, ...], str]:

@@ -26,6 +26,7 @@ from samunet.planners import augmentation, memory, peft, rules, schedule, sizes
 from samunet.planners.attention import attention_kind
 from samunet.planners.batches import BATCH_CAP, largest_step, least_batch, splits, trains_batch_norm
 from samunet.planners.edits import Reasoned
+from samunet.planners.ranks import usable_probe
 
 CPU_INPUT_CAP = 448
 _FITTED = ("input_size", "batch_size")
@@ -82,6 +83,7 @@ class Wish:
         intensity_map: Instead of the one the weights ask for.
         fixed: Values of other fields, each with its reason; sizes and numbers of steps are planned around.
         pinned: Values of other fields that all else is planned around.
+        probed_px: Encoder input at which the probe behind the ranks was made; None without one.
     """
 
     weights: WeightsKind
@@ -92,6 +94,7 @@ class Wish:
     intensity_map: Reasoned | None = None
     fixed: dict[str, Reasoned] | None = None
     pinned: Mapping[str, Reasoned] = field(default_factory=dict)
+    probed_px: int | None = None
 
     @cached_property
     def method(self) -> Method:
@@ -103,6 +106,14 @@ class Wish:
         if name not in self.pinned and name in _PLANNED_AROUND:
             return (self.fixed or {}).get(name)
         return self.pinned.get(name)
+
+    def encoder_at(self, input_size: int) -> Reasoned:
+        """What trains of the encoder, with a word where its ranks were probed at another input size than this."""
+        encoder, reason = self.parts["encoder"]
+        has_ranks = any(getattr(adapter, "ranks", None) is not None for adapter in encoder.adapters)
+        if not has_ranks or self.probed_px in (None, input_size):
+            return encoder, reason
+        return encoder, f"{reason}; probed at {self.probed_px} px, used at {input_size} px"
 
 
 @dataclass(frozen=True)
@@ -142,10 +153,17 @@ def automatic(
     taught: WeightsKind = "none" if from_random else weights
     depth = peft.depth_mechanism(slab_depth)
     backbone = backbone or peft.backbone(weights, device)
-    probe = facts.probes.find(configuration=configuration, weights=weights, backbone=backbone[0])
+    probe, left_aside = usable_probe(
+        facts.probes, facts.fingerprint, configuration=configuration, weights=weights, backbone=backbone[0]
+    )
     parts = {
         "encoder": peft.encoder_method(
-            taught, facts.num_foreground_slices, facts.num_structures, depth=depth[0], probe=probe
+            taught,
+            facts.num_foreground_slices,
+            facts.num_structures,
+            depth=depth[0],
+            probe=probe,
+            left_aside=left_aside,
         ),
         "depth": depth,
         "decoder": peft.decoder_method(taught, device),
@@ -153,7 +171,7 @@ def automatic(
         "fusion": (Fusion(), "SAM's own mask decoder"),
     }
     if not from_random:
-        return Wish(weights, device, backbone, parts, slab_depth)
+        return Wish(weights, device, backbone, parts, slab_depth, probed_px=None if probe is None else probe.input_size)
     rate = {"learning_rate": peft.learning_rate_from_random()}
     return Wish(weights, device, backbone, parts, slab_depth, _intensities(facts, taught), fixed=rate)
 
@@ -167,6 +185,7 @@ def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
     steps, steps_reason, minutes = _steps(facts, fit, device)
     iterations, epochs, steps = _epochs(wish, steps)
     content = {name: decided(part) for name, part in wish.parts.items()} | {
+        "encoder": decided(wish.encoder_at(fit.load.input_size)),
         "backbone": decided(wish.backbone),
         "input_size": valued(fit.load.input_size, size_reason),
         "tile_vox": valued(fit.load.tile_vox, fit.tile_reason),
@@ -283,7 +302,8 @@ def _fit_size(facts: Facts, wish: Wish, spec: SamSpec, size: int, wanted: int, *
     if given := wish.given("accumulation_steps"):
         parts = given[0]
         part = math.ceil(batch // depth / parts)
-    return _Fit(replace(load, slices=part * depth), batch, parts, tile_reason, reason, attention_reason)
+    load = replace(load, slices=part * depth, accumulates=parts > 1)
+    return _Fit(load, batch, parts, tile_reason, reason, attention_reason)
 
 
 def _at_once(load: memory.Load, budget: float, batch: int) -> int:
@@ -314,7 +334,7 @@ def _fewer_slices(facts: Facts, wish: Wish, fit: _Fit) -> _Fit:
     while _cpu_steps(facts, fit) < schedule.LEAST_CPU_STEPS and fit.batch // 2 // depth * depth >= least:
         batch = fit.batch // 2 // depth * depth
         parts = min(fit.parts, batch // depth)
-        load = replace(fit.load, slices=_largest_part(batch, parts, depth))
+        load = replace(fit.load, slices=_largest_part(batch, parts, depth), accumulates=parts > 1)
         reason = f"{fit.batch_reason}; halved from {fit.batch} so that more steps fit the minutes"
         fit = replace(fit, load=load, batch=batch, parts=parts, batch_reason=reason)
     return fit
@@ -322,7 +342,11 @@ def _fewer_slices(facts: Facts, wish: Wish, fit: _Fit) -> _Fit:
 
 def _steps(facts: Facts, fit: _Fit, device: DeviceClass) -> tuple[int, str, dict[str, Any]]:
     if device == "gpu":
-        steps, reason = schedule.dataset_steps(facts.num_foreground_slices, fit.batch)
+        steps, reason = schedule.dataset_steps(
+            facts.num_foreground_slices,
+            fit.batch,
+            tiles_per_slice=sizes.tiles_per_slice(facts.shapes, fit.load.tile_vox),
+        )
         return steps, reason, valued(None, "on a GPU the steps decide")
     minutes = facts.budget.cpu_minutes
     steps = max(1, _cpu_steps(facts, fit))

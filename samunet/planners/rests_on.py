@@ -1,8 +1,9 @@
-"""Which facts each decision rests on, and what changes it where neither hardware nor a threshold does."""
+"""Which facts each decision rests on, by device and weights, and what changes it whatever the plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -14,52 +15,116 @@ from samunet.planners import rules
 from samunet.planners.augmentation import TILT_PERCENTILE
 from samunet.planners.planner import facts_of_plan
 
+EDIT = "an edit"
 METHOD = "another method: --set, --preset, or an edit"
-CONSTANT = "nothing in the data: an edit"
-_HARDWARE = ("GPU or CPU memory", "minutes on a CPU")
-_SIZE = ("slices in plane", "detail", "thinnest structure")
+CONSTANT = "nothing in the data or the hardware: an edit"
+MEMORY: dict[str, str] = {"gpu": "GPU memory", "cpu": "CPU memory"}
+MINUTES = "minutes on a CPU"
 
-RESTS_ON: dict[str, tuple[Sequence[str], str]] = {
-    "frame": (("spacing", "shape", "coherence", "orientation"), "other axes or orientations"),
-    "target_spacing": (("spacing", "shape"), "other spacings"),
-    "normalization": (("channels", "kept by the crop", "intensities"), "the names of the channels in dataset.json"),
-    "mirror_axes": (("mirror pairs",), "a pair of structures that a reflection swaps, by name or place"),
-    "recommended": (("coherence", "channels"), "labels that agree otherwise from slice to slice"),
-    "spacing": (("spacing",), "another target_spacing"),
-    "context_slices": (("channels", "shape"), "another configuration: 2d has none, 2.5d one to each side"),
-    "slab_depth": (("coherence", "shape"), "another distance over which labels cohere; 1 in 2d and 2.5d"),
-    "channels": (("channels",), "another number of channels or context_slices"),
-    "tile_overlap": ((), CONSTANT),
-    "depth_overlap": ((), "another slab_depth"),
-    "backbone": (("weights", "device"), "other weights, or --backbone"),
-    "input_size": ((*_SIZE, *_HARDWARE), "larger or smaller slices"),
-    "tile_vox": ((*_SIZE, *_HARDWARE), "another input_size, or larger slices"),
-    "encoder": (("weights", "slices", "structures", "probe"), METHOD),
-    "depth": ((), "another slab_depth; or another method: --set depth.kind"),
-    "decoder": (("weights", "device"), METHOD),
-    "prompts": ((), METHOD),
-    "fusion": (("weights",), METHOD),
-    "attention": (("device",), "another input_size or backbone"),
-    "intensity_map": (("weights", "intensities"), "other weights, or another normalization"),
-    "loss": ((), CONSTANT),
-    "learning_rate": (("weights",), "another rank, method or batch_size"),
-    "weight_decay": ((), METHOD),
-    "warmup_steps": ((), "fewer steps: a tenth of them at most"),
-    "decay": ((), CONSTANT),
-    "batch_size": (("slices", *_HARDWARE), "a dataset with more or fewer slices"),
-    "accumulation_steps": (_HARDWARE, "less memory, or another batch_size"),
-    "iterations": (("device",), "few steps on a CPU"),
-    "epochs": (("slices", *_HARDWARE), "another number of labelled slices, or batch_size"),
-    "minutes": (("minutes on a CPU",), "--minutes when planning, --time-limit when training"),
-    "precision": (("device",), "another device"),
-    "checkpointing": (("GPU or CPU memory",), "less memory"),
-    "ema_decay": ((), "another number of steps"),
-    "augmentation": (("obliqueness", "spacing", "mirror pairs"), "cases that lie more or less obliquely, or an edit"),
-    "foreground_fraction": (("slices",), "slices that hold a structure more or less often"),
-    "mirror_views": (("device", "mirror pairs"), "another device, or larger volumes"),
-    "memory_gib": (_HARDWARE, "any other size, batch or method: it is what they need"),
+
+@dataclass(frozen=True)
+class Only:
+    """Facts that matter for some recipes only.
+
+    Args:
+        facts: Their names.
+        device: Class of device; empty for both.
+        weights: Kinds of weights; empty for all.
+    """
+
+    facts: Sequence[str]
+    device: str = ""
+    weights: Sequence[str] = ()
+
+    def of(self, weights: str, device: str) -> Sequence[str]:
+        """The facts that matter for one recipe."""
+        fits = self.device in ("", device) and (not self.weights or weights in self.weights)
+        return self.facts if fits else ()
+
+
+_PRETRAINED = ("sam", "medsam", "mobile_sam", "ssl")
+_WINDOWED = ("mobile_sam", "none")
+_VIT = tuple(weights for weights in _PRETRAINED if weights not in _WINDOWED)
+_HARDWARE = (*MEMORY.values(), MINUTES)
+_SIZE = ("slices in plane", "detail", "thinnest structure")
+_FITTED = (*_SIZE, "slices", "structures", *_HARDWARE)
+
+RESTS_ON: dict[str, Sequence[str | Only]] = {
+    "frame": ("spacing", "shape", "coherence", "orientation"),
+    "target_spacing": ("spacing", "shape"),
+    "normalization": ("channels", "kept by the crop", "intensities"),
+    "mirror_axes": ("mirror pairs",),
+    "recommended": ("coherence", "channels", "shape"),
+    "spacing": ("spacing",),
+    "context_slices": ("channels", "shape"),
+    "slab_depth": ("coherence", "shape"),
+    "channels": ("channels",),
+    "tile_overlap": (),
+    "depth_overlap": (),
+    "backbone": ("weights", "device"),
+    "input_size": (*_SIZE, "structures", *_HARDWARE),
+    "tile_vox": (*_SIZE, "structures", *_HARDWARE),
+    "encoder": ("weights", Only(("slices", "structures", "probe"), weights=_PRETRAINED)),
+    "depth": (),
+    "decoder": ("weights", "device"),
+    "prompts": (),
+    "fusion": (),
+    "attention": ("weights", "device", Only((*_SIZE, "structures", *_HARDWARE), device="cpu", weights=_VIT)),
+    "intensity_map": ("weights", Only(("channels", "intensities"), weights=_PRETRAINED)),
+    "loss": (),
+    "learning_rate": (
+        "weights",
+        Only(("slices", "structures"), weights=_PRETRAINED),
+        Only((*_SIZE, *_HARDWARE), device="gpu", weights=_PRETRAINED),
+    ),
+    "weight_decay": ("weights",),
+    "warmup_steps": _FITTED,
+    "decay": (),
+    "batch_size": _FITTED,
+    "accumulation_steps": _FITTED,
+    "iterations": ("device", Only(_FITTED, device="cpu")),
+    "epochs": _FITTED,
+    "minutes": ("device", Only((MINUTES,), device="cpu")),
+    "precision": ("device",),
+    "checkpointing": _FITTED,
+    "ema_decay": _FITTED,
+    "augmentation": ("obliqueness", "spacing", "mirror pairs"),
+    "foreground_fraction": ("slices",),
+    "mirror_views": ("device", Only(("mirror pairs", "shape", *_FITTED), device="cpu")),
+    "memory_gib": ("weights", "device", *_FITTED),
 }
-"""By the field's name: names of facts, and in words what changes the decision."""
+"""By the field's name: names of the facts that it rests on."""
+
+_NOT_OF: dict[str, Sequence[str]] = {"gpu": (MEMORY["cpu"], MINUTES), "cpu": (MEMORY["gpu"],)}
+_OTHERWISE: dict[str, str] = {
+    "spacing": "another target_spacing",
+    "tile_overlap": CONSTANT,
+    "backbone": "--backbone, or an edit",
+    **dict.fromkeys(("encoder", "depth", "decoder", "prompts", "fusion"), METHOD),
+    "loss": CONSTANT,
+    "decay": CONSTANT,
+}
+_MINUTES: dict[str, str] = {
+    "gpu": "--time-limit when training, or an edit; --minutes when planning is for CPUs only",
+    "cpu": "--minutes when planning, --time-limit when training",
+}
+
+
+def rests_on(place: Sequence[str]) -> tuple[str, ...]:
+    """Names of the facts that a decision rests on.
+
+    Args:
+        place: Of the decision in the plan; a recipe's ends with weights, device and field.
+    """
+    entries = RESTS_ON[place[-1]]
+    weights, device = (place[-3], place[-2]) if "recipes" in place else ("", "")
+    named = [name for each in entries for name in ((each,) if isinstance(each, str) else each.of(weights, device))]
+    return tuple(dict.fromkeys(name for name in named if name not in _NOT_OF.get(device, ())))
+
+
+def otherwise(place: Sequence[str]) -> str | None:
+    """In words what changes a decision whatever the plan; None where that differs from plan to plan."""
+    return _MINUTES[place[-2]] if place[-1] == "minutes" else _OTHERWISE.get(place[-1])
 
 
 def measured(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -> dict[str, str]:
@@ -68,6 +133,7 @@ def measured(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -
     alike = [case for case in cases if case.codes == plan.frame.value.orientation]
     facts = facts_of_plan(plan, fingerprint)
     plane, budget = facts.plane, plan.budget
+    believed = [probe for probe in probes.probes if probe.fault_with(fingerprint) is None]
     tilts = [case.tilt_deg for case in cases if case.tilt_deg is not None]
     pairs = [f"{pair.first} and {pair.second} ({pair.axis})" for pair in fingerprint.mirror_pairs]
     return {
@@ -89,9 +155,10 @@ def measured(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -
         "obliqueness": f"nine cases of ten within {np.percentile(tilts, TILT_PERCENTILE):.0f} degrees"
         if tilts
         else "not measured",
-        "GPU or CPU memory": f"{budget.gpu_memory_gib:g} GiB and {budget.cpu_memory_gib:g} GiB",
-        "minutes on a CPU": f"{budget.cpu_minutes:g}",
-        "probe": ", ".join(f"{p.configuration}, {p.weights}, {p.backbone}" for p in probes.probes)
+        MEMORY["gpu"]: f"{budget.gpu_memory_gib:g} GiB",
+        MEMORY["cpu"]: f"{budget.cpu_memory_gib:g} GiB",
+        MINUTES: f"{budget.cpu_minutes:g}",
+        "probe": ", ".join(f"{p.configuration}, {p.weights}, {p.backbone}" for p in believed)
         or "none (samunet_probe measures one)",
         "weights": "the recipe's",
         "device": "the recipe's",

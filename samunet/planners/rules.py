@@ -22,6 +22,7 @@ COHERENT = 0.5
 NONZERO_MASK_BELOW = 0.75
 FOREGROUND_FRACTION = 1 / 3
 RARE_FOREGROUND, RARE_FOREGROUND_FRACTION = 0.25, 0.5
+LEAST_SLICES = 3
 LEAST_SLAB, MOST_SLAB = 3, 5
 MEDSAM_CT_WINDOW = (40.0, 400.0)
 FILE_AXES = ("Z", "Y", "X")
@@ -154,7 +155,8 @@ def normalization(fingerprint: Fingerprint) -> tuple[tuple[ChannelNormalization,
         chosen, reason = _channel_normalization(name, facts, masked=masked)
         channels.append(chosen)
         reasons.append(f"'{name}': {reason}")
-    if any(c.scheme == "zscore" for c in channels):
+    # a channel of CT without foreground is scored over the whole image, whatever the crop keeps
+    if any(scheme_for_channel(name) == "zscore" for name in fingerprint.channel_names):
         side = "below" if masked else "not below"
         reasons.append(
             f"the crop to nonzero keeps {relative:.2f} of a typical image, {side} {NONZERO_MASK_BELOW:g}, so z-scores "
@@ -218,23 +220,25 @@ def encoder_channels(num_channels: int, context: int) -> tuple[str, str]:
 
 def allows_neighbours(num_channels: int, shapes: Sequence[Triple]) -> bool:
     """Whether a configuration with neighbouring slices as channels makes sense: one channel, at least three slices."""
-    return num_channels == 1 and median(shape[0] for shape in shapes) >= 3
+    return num_channels == 1 and median(shape[0] for shape in shapes) >= LEAST_SLICES
 
 
-def recommended(coherence: float, spacing_mm: float, *, has_neighbours: bool) -> tuple[str, str]:
+def recommended(coherence: float, spacing_mm: float, *, has_neighbours: bool, has_slabs: bool) -> tuple[str, str]:
     """The configuration that training takes by default.
 
     Args:
         coherence: Mean Dice of labels one slice apart along the slice axis.
         spacing_mm: Typical distance of slices in mm.
         has_neighbours: Whether "2.5d" is planned.
+        has_slabs: Whether "3d" is planned.
     """
+    never = f"; {NEVER_BY_RULE}" if has_slabs else ""
     if not has_neighbours:
-        return "2d", f"2.5d needs one channel and three slices or more; {NEVER_BY_RULE}"
+        return "2d", f"2.5d needs one channel and {LEAST_SLICES} slices or more{never}"
     facts = f"labels {spacing_mm:.3g} mm apart along the slice axis agree with Dice {coherence:.2f}"
     if coherence > COHERENT:
-        return "2.5d", f"{facts}, above {COHERENT:g}: neighbouring slices help and cost nothing; {NEVER_BY_RULE}"
-    return "2d", f"{facts}, not above {COHERENT:g}: neighbouring slices show something else; {NEVER_BY_RULE}"
+        return "2.5d", f"{facts}, above {COHERENT:g}: neighbouring slices help and cost nothing{never}"
+    return "2d", f"{facts}, not above {COHERENT:g}: neighbouring slices show something else{never}"
 
 
 def slab_shapes(cases: Sequence[CaseFacts], chosen: Frame, spacing: SpacingTriple) -> list[Triple]:
@@ -268,11 +272,26 @@ def slab_depth(
 
     Source: MA-SAM (Chen et al. 2024): five slices, fewer are worse.
     """
+    return slab_depth_of(coherence_mm(cases, frame), shapes, spacing_mm)
+
+
+def coherence_mm(cases: Sequence[CaseFacts], frame: Frame) -> float:
+    """Distance along the slice axis at which labels agree with Dice one half: the median; 0 where none was measured."""
+    lengths = [s.coherence_mm[frame.slice_axis] for case in cases for s in case.structures.values()]
+    return float(median(lengths)) if lengths else 0.0
+
+
+def slab_depth_of(length: float, shapes: Sequence[Triple], spacing_mm: float) -> tuple[int, str]:
+    """Slices of a slab by the distance over which labels cohere.
+
+    Args:
+        length: That distance in mm.
+        shapes: As in :func:`slab_depth`.
+        spacing_mm: As in :func:`slab_depth`.
+    """
     typical = int(median(shape[0] for shape in shapes))
     if typical < LEAST_SLAB:
         return 1, f"volumes have {typical} slice{'s' * (typical != 1)}"
-    lengths = [s.coherence_mm[frame.slice_axis] for case in cases for s in case.structures.values()]
-    length = float(median(lengths)) if lengths else 0.0
     wanted = round(2 * length / spacing_mm)
     if length <= spacing_mm:
         return LEAST_SLAB, (

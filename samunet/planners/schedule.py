@@ -122,15 +122,19 @@ def cpu_steps(
     return int(minutes * 60 * _FRAMEWORK_SHARE * rate / batch)
 
 
-def dataset_steps(num_foreground_slices: int, batch: int) -> tuple[int, str]:
-    """Optimizer steps a dataset is worth: a hundred passes over its labelled slices, within limits."""
-    wanted = math.ceil(_PASSES * num_foreground_slices / batch)
+def dataset_steps(num_slices: int, batch: int, *, tiles_per_slice: float = 1.0) -> tuple[int, str]:
+    """Optimizer steps a dataset is worth: a hundred passes over its labelled slices, within limits.
+
+    Args:
+        num_slices: Slices that hold a structure.
+        batch: Samples per step, of which each sees one tile.
+        tiles_per_slice: Tiles that a slice takes, see :func:`samunet.planners.sizes.tiles_per_slice`.
+    """
+    wanted = math.ceil(_PASSES * num_slices * tiles_per_slice / batch)
     steps = min(max(wanted, _FEWEST_STEPS), _MOST_STEPS)
     limits = "" if steps == wanted else f", kept within {_FEWEST_STEPS} to {_MOST_STEPS}"
-    return (
-        steps,
-        f"{_PASSES} passes over {num_foreground_slices} labelled slices in steps of {batch} are {wanted}{limits}",
-    )
+    tiles = "" if tiles_per_slice == 1 else f", of which each takes {tiles_per_slice:g} tiles,"
+    return steps, f"{_PASSES} passes over {num_slices} labelled slices{tiles} in steps of {batch} are {wanted}{limits}"
 
 
 def epochs(steps: int, *, on_cpu: bool) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from samunet.artifacts.method import Method
 from samunet.artifacts.model_spec import DECODER_STRIDE, SIZE_STEP, TOKEN_SIZE
@@ -158,6 +159,16 @@ def five_percent(shapes: Sequence[tuple[int, int, int]], tile_vox: int) -> int:
     """
     pixels = sum(s * r * c for s, r, c in shapes)
     return max(1, int(0.05 * pixels / tile_vox**2))
+
+
+def tiles_per_slice(shapes: Sequence[tuple[int, int, int]], tile_vox: int) -> float:
+    """Tiles without overlap that cover a typical slice, as many as its area takes: the median over cases, at least 1.
+
+    Args:
+        shapes: Voxels per case, slices first.
+        tile_vox: Side of a tile.
+    """
+    return round(median(max(1.0, r / tile_vox) * max(1.0, c / tile_vox) for _, r, c in shapes), 1)
 
 
 def _cover(extent: int, number: int, overlap: float) -> int:

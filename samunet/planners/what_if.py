@@ -1,246 +1,238 @@
-"""What would change a plan: its decisions planned again with other hardware and, rule by rule, with other facts."""
+"""What would change a plan: its decisions planned again with other hardware, facts and edits, and beside each other."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from statistics import median
 from typing import Any
 
-from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
-from samunet.artifacts.plan import Budget, Decided, Plan
+from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.method import Lora
+from samunet.artifacts.plan import Decided, Plan, Recipe
 from samunet.artifacts.probe import NO_PROBES, Probes
-from samunet.core.geometry import SpacingTriple
-from samunet.planners import peft, rules, sizes
-from samunet.planners.edits import decisions, edits_of
-from samunet.planners.planner import described, facts_of_plan, make_plan, per_file_axis
-from samunet.planners.recipes import Facts
+from samunet.planners import sizes
+from samunet.planners.alterations import Inputs, Place, Planned, longer, recipes_of
+from samunet.planners.edits import PLANNED_CONFIGURATIONS, decisions, is_planned
+from samunet.planners.other_facts import Sentences, by_facts
+from samunet.planners.rests_on import EDIT, MEMORY, otherwise, rests_on
 from samunet.planners.words import short
+from samunet.preprocessing.normalization import scheme_for_channel
 
-Place = tuple[str, ...]
 WhatIfs = Mapping[Place, tuple[str, ...]]
 GPU_GIB = (4, 6, 8, 12, 16, 24, 48, 80)
 CPU_MINUTES = (5, 10, 20, 30, 60, 120, 240, 480)
 CPU_GIB = (2, 4, 8, 16, 32)
-_FOLLOWS_ANYWAY = ("memory_gib", "minutes")
-_STEPS_OF_SEARCH = 40
-_FARTHEST_FACTOR = 32.0
-_ANY_FACTOR = 1e6
+SAME = "the same with"
+_TIMES_OVER = (8, 64)
+_EVERY = 8
+_MOST_CASES = 1000
+_LONGER = 64
+_WIDE_TILT_DEG, _NARROW_DEG = 45.0, 15.0
+_BATCH = ("accumulation_steps", "learning_rate", "epochs", "warmup_steps", "ema_decay", "memory_gib")
+_OF_CASES = ("batch_size", "epochs", "iterations", "warmup_steps", "ema_decay", "learning_rate")
+_OF_SIZE = ("tile_vox", "checkpointing", "memory_gib")
+_OF_WEIGHTS = ("backbone", "encoder", "decoder", "attention", "intensity_map", "learning_rate", "weight_decay")
+_OF_DEVICE = ("backbone", "decoder", "attention", "precision", "mirror_views", "iterations")
+_OF_CONFIGURATION = ("context_slices", "slab_depth", "channels", "depth_overlap", "depth", "intensity_map")
 
 
 def what_ifs(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -> WhatIfs:
-    """What would change each decision, by its place; a place without an entry is changed by neither.
+    """What would change each decision, by its place; of each kind of change the nearest that does.
 
     Args:
         plan: With its edits marked.
         fingerprint: What it was made from.
         probes: Those it was made with.
     """
-    found: dict[Place, tuple[str, ...]] = {}
-    for place, sentence in [*_by_budget(plan, fingerprint, probes), *_by_facts(plan, fingerprint)]:
-        found[place] = (*found.get(place, ()), sentence)
-    return found
+    inputs, every = Inputs.of(plan, fingerprint, probes), dict(decisions(plan))
+    by_rule = {
+        place: decided
+        for place, decided in every.items()
+        if not decided.by_user and (place[0] != "configurations" or is_planned(plan, place[1]))
+    }
+    found: dict[Place, list[str]] = {place: [] for place in every}
+    for place, sentence in [
+        *_by_budget(by_rule, inputs),
+        *by_facts(plan, fingerprint),
+        *_by_data(by_rule, plan, inputs),
+        *_by_edits(by_rule, plan, inputs),
+        *_beside(by_rule, every),
+    ]:
+        if place in by_rule and sentence not in found[place]:
+            found[place].append(sentence)
+    for place, sentences in found.items():
+        always = otherwise(place) if place in by_rule else None
+        if always is not None:
+            sentences.append(always)
+        elif all(sentence.startswith(SAME) for sentence in sentences):
+            sentences.append(EDIT)
+    return {place: tuple(sentences) for place, sentences in found.items()}
 
 
-def _by_budget(plan: Plan, fingerprint: Fingerprint, probes: Probes) -> Iterator[tuple[Place, str]]:
-    """The nearest larger and smaller hardware that changes a decision of a recipe."""
-    description, edits = described(plan), edits_of(plan)
-
-    def planned(**changes: float) -> dict[Place, Decided[Any]]:
-        budget: Budget = plan.budget.model_copy(update=changes)
-        return dict(decisions(make_plan(fingerprint, description, budget, probes=probes, edits=edits)))
-
+def _by_budget(now: Planned, inputs: Inputs) -> Sentences:
+    """The nearest larger and smaller hardware that changes a decision of a recipe, or that no GPU tried does."""
     # a GPU's recipes depend on its memory only, so one plan answers for a GPU and for minutes on a CPU
-    both = [planned(gpu_memory_gib=gib, cpu_minutes=minutes) for gib, minutes in zip(GPU_GIB, CPU_MINUTES, strict=True)]
-    memory = [planned(cpu_memory_gib=gib) for gib in CPU_GIB]
-    budget = plan.budget
+    rungs = list(zip(GPU_GIB, CPU_MINUTES, strict=True))
+    both = [inputs.with_budget(gpu_memory_gib=gib, cpu_minutes=minutes).planned() for gib, minutes in rungs]
+    memory = [inputs.with_budget(cpu_memory_gib=gib).planned() for gib in CPU_GIB]
     by_gpu, by_minutes, by_memory = (
         dict(zip(rungs, plans, strict=True))
         for rungs, plans in ((GPU_GIB, both), (CPU_MINUTES, both), (CPU_GIB, memory))
     )
-    for place, decided in decisions(plan):
-        if "recipes" not in place or place[-1] in _FOLLOWS_ANYWAY:
+    budget = inputs.budget
+    for place, decided in now.items():
+        if "recipes" not in place or place[-1] == "minutes":
             continue
         if place[-2] == "gpu":
-            yield from _nearest(place, decided, budget.gpu_memory_gib, by_gpu, "GiB")
+            changes = list(_nearest(place, decided, budget.gpu_memory_gib, by_gpu, "GiB"))
+            yield from changes
+            if not changes and MEMORY["gpu"] in rests_on(place):
+                yield place, f"{SAME} {', '.join(map(str, GPU_GIB[:-1]))} and {GPU_GIB[-1]} GiB"
         else:
             yield from _nearest(place, decided, budget.cpu_minutes, by_minutes, "minutes")
             yield from _nearest(place, decided, budget.cpu_memory_gib, by_memory, "GiB")
 
 
 def _nearest(
-    place: Place, decided: Decided[Any], now: float, plans: Mapping[int, Mapping[Place, Decided[Any]]], unit: str
+    place: Place, decided: Decided[Any], now: float, plans: Mapping[int, Planned], unit: str
 ) -> Iterator[tuple[Place, str]]:
     above = sorted(size for size in plans if size > now)
     below = sorted((size for size in plans if size < now), reverse=True)
     for sizes_in_order in (above, below):
         for size in sizes_in_order:
-            other = plans[size].get(place)
-            if other is not None and other.value != decided.value:
-                yield place, f"with {size:g} {unit}: {short(other.value)}"
+            if _differs(plans[size].get(place), decided):
+                yield place, f"with {size:g} {unit}: {_changed(plans[size][place], decided)}"
                 break
 
 
-def _by_facts(plan: Plan, fingerprint: Fingerprint) -> Iterator[tuple[Place, str]]:
-    """The nearest facts at which a rule comes to another answer, where it hangs on one of them."""
-    cases = [fingerprint.cases[name] for name in sorted(fingerprint.cases)]
-    alike = [case for case in cases if case.codes == plan.frame.value.orientation]
-    yield ("target_spacing",), _spacing(cases)
-    yield ("frame",), _slice_axis(alike, plan.target_spacing.value)
-    yield ("normalization",), _nonzero(plan, fingerprint)
-    yield ("recommended",), _recommended(plan, alike)
-    whole = facts_of_plan(plan, fingerprint)
-    for name, chosen in plan.configurations.items():
-        start = ("configurations", name)
-        spacing = per_file_axis(plan.frame.value, chosen.spacing.value, plan.target_spacing.value)
-        if chosen.slab_depth.value > 1:
-            yield (*start, "slab_depth"), _slab_depth(plan, cases, alike, spacing)
-        facts = whole if spacing == plan.target_spacing.value else facts_of_plan(plan, fingerprint, configuration=name)
-        for weights, devices in chosen.recipes.items():
-            for device, recipe in devices.items():
-                at = (*start, "recipes", weights, device)
-                yield (*at, "input_size"), _input_size(facts, sizes.grid_of(recipe.method_parts()))
-                yield (*at, "foreground_fraction"), _foreground(facts)
-                if recipe.encoder.value.train == "adapters":
-                    yield (*at, "encoder"), _rank(facts)
+def _by_data(now: Planned, plan: Plan, inputs: Inputs) -> Sentences:
+    """What other cases, channels, pairs of structures and tilts change."""
+    number = len(inputs.fingerprint.cases)
+    more = [(f"the dataset {k} times over", inputs.times_over(k)) for k in _TIMES_OVER if number * k <= _MOST_CASES]
+    yield from _first(now, _OF_CASES, more)
+    if number > 1:
+        yield from _first(now, _OF_CASES, [(f"every {_EVERY}th case only", inputs.every(_EVERY))])
+    axis = plan.frame.value.slice_axis
+    if all(case.shape[axis] > 1 for case in inputs.fingerprint.cases.values()):
+        words = f"{_LONGER} times as many slices in each volume"
+        yield from _first(now, ("mirror_views",), [(words, inputs.with_cases(lambda c: longer(c, axis, _LONGER)))])
+    name = "MRI" if scheme_for_channel(plan.channel_names[0]) == "ct" else "CT"
+    words = f"channel {plan.channel_names[0]} named {name} in dataset.json"
+    yield from _first(now, ("normalization", "intensity_map"), [(words, inputs.with_first_channel(name))])
+    swapped = ("a left and a right structure that mirroring swaps", inputs.with_mirror_pair())
+    if inputs.fingerprint.mirror_pairs:
+        swapped = ("no structures that mirroring swaps", inputs.without_mirror_pairs())
+    yield from _first(now, ("augmentation", "mirror_views"), [swapped])
+    angles = [d.value.rotation_deg for place, d in now.items() if place[-1] == "augmentation"]
+    tilt = _WIDE_TILT_DEG if all(angle <= _NARROW_DEG for angle in angles) else 0.0
+    tilted = inputs.with_cases(lambda c: c.model_copy(update={"tilt_deg": tilt}))
+    yield from _first(now, ("augmentation",), [(f"cases that lie {tilt:g} degrees obliquely", tilted)])
 
 
-def _spacing(cases: Sequence[CaseFacts]) -> str:
-    """At which ratio of spacings the coarsest axis takes, or no longer takes, its low percentile."""
-    spacings, shapes = [case.spacing for case in cases], [case.shape_after_crop for case in cases]
-    target = [median(spacing[axis] for spacing in spacings) for axis in range(3)]
-    worst = max(range(3), key=lambda axis: target[axis])
-    ratio = target[worst] / max(target[axis] for axis in range(3) if axis != worst)
+def _by_edits(now: Planned, plan: Plan, inputs: Inputs) -> Sentences:
+    """What the next values of a recipe's own entries change in its others."""
+    for field, names, following in (
+        ("batch_size", _BATCH, _next_batches),
+        ("input_size", _OF_SIZE, _next_inputs),
+        ("encoder", ("learning_rate",), _next_ranks),
+    ):
+        for index in range(2):
+            values = {
+                place: values[index]
+                for place, recipe in recipes_of(plan).items()
+                if len(values := following(recipe, plan.configurations[place[0]].slab_depth.value)) > index
+            }
+            edited = inputs.with_edits({place: {field: value} for place, (value, _) in values.items()}).planned()
+            for place, decided in now.items():
+                if len(place) != 6 or place[-1] not in names:
+                    continue
+                at = place[1], place[3], place[4]
+                if at in values and _differs(edited.get(place), decided):
+                    yield place, f"with {values[at][1]}: {_changed(edited[place], decided)}"
 
-    def scaled(factor: float) -> bool:
-        changed = [_times(spacing, worst, factor) for spacing in spacings]
-        return "percentile" in rules.target_spacing(changed, shapes)[1]
 
-    axis = rules.FILE_AXES[worst]
-    # as far as the rule's own ratio, however coarse the axis is (999 mm stand for pictures)
-    factor = _first_change(scaled, down=scaled(1.0), farthest=max(_FARTHEST_FACTOR, ratio))
-    if factor is None:
-        return f"however coarse axis {axis} is, its median: it has a third of the others' voxels or more"
-    other = "its median" if scaled(1.0) else f"its {rules.LOW_PERCENTILE}th percentile"
-    return f"with axis {axis} {ratio * factor:.1f} times coarser than the others (now {ratio:.1f}): {other}"
+Following = Callable[[Recipe, int], Sequence[tuple[Any, str]]]
 
 
-def _slice_axis(alike: Sequence[CaseFacts], target: SpacingTriple) -> str:
-    """How much coarser another axis would have to be for slices to be stacked along it."""
-    now = rules.slice_axis(alike, target)[0]
+def _next_batches(recipe: Recipe, depth: int) -> Sequence[tuple[Any, str]]:
+    """Twice the slices of a step, and half of them in whole slabs."""
+    batch = recipe.batch_size.value
+    return [(b, f"batch_size {b}") for b in (2 * batch, batch // 2 // depth * depth) if b > 0]
+
+
+def _next_inputs(recipe: Recipe, depth: int) -> Sequence[tuple[Any, str]]:
+    """The next larger and the next smaller input that is planned."""
+    del depth
+    grid, size = sizes.grid_of(recipe.method_parts()), recipe.input_size.value
+    every = [*reversed(grid.smaller(grid.largest))]
+    larger, smaller = [s for s in every if s > size][:1], [s for s in every if s < size][-1:]
+    return [(s, f"input_size {s}") for s in (*larger, *smaller)]
+
+
+def _next_ranks(recipe: Recipe, depth: int) -> Sequence[tuple[Any, str]]:
+    """Twice and half the rank of the encoder's LoRA, in all blocks."""
+    del depth
+    encoder = recipe.encoder.value
+    lora = next((adapter for adapter in encoder.adapters if isinstance(adapter, Lora)), None)
+    if lora is None:
+        return ()
     found = []
-    for axis in range(3):
-        if axis == now:
+    for rank in (2 * lora.rank, lora.rank // 2):
+        changed = lora.model_copy(update={"rank": rank, "ranks": None})
+        adapters = tuple(changed if adapter is lora else adapter for adapter in encoder.adapters)
+        if rank:
+            found.append((encoder.model_copy(update={"adapters": adapters}), f"LoRA's rank {rank}"))
+    return found
+
+
+def _beside(now: Planned, every: Planned) -> Sentences:
+    """What the plan's own recipes for other weights and devices, and its other configurations, hold instead."""
+    for place, decided in now.items():
+        if place[0] != "configurations":
             continue
-        factor = _first_change(
-            lambda f, a=axis: rules.slice_axis(alike, _times(target, a, f))[0],  # type: ignore[misc]
-            farthest=_FARTHEST_FACTOR * max(target) / target[axis],
-        )
-        if factor is not None:
-            found.append((factor, axis))
-    if not found:
-        return "no coarser axis: the data are 2D"
-    factor, axis = min(found)
-    changed = rules.slice_axis(alike, _times(target, axis, factor))[0]
-    mm, name = target[axis] * factor, rules.FILE_AXES[axis]
-    return f"with {mm:.4g} mm along axis {name} (now {target[axis]:.4g}): axis {rules.FILE_AXES[changed]}"
+        name, *rest = place[1:]
+        if place[-1] in _OF_CONFIGURATION:
+            others = {f"in {other}": ("configurations", other, *rest) for other in PLANNED_CONFIGURATIONS}
+            yield from _others(place, decided, every, others)
+        if len(place) != 6:
+            continue
+        weights, device = place[3], place[4]
+        if place[-1] in _OF_DEVICE:
+            other = "cpu" if device == "gpu" else "gpu"
+            yield from _others(place, decided, every, {f"on a {other.upper()}": (*place[:4], other, place[5])})
+        if place[-1] in _OF_WEIGHTS:
+            kinds = dict.fromkeys(p[3] for p in every if len(p) == 6 and p[1] == name)
+            others = {f"with weights {kind}": (*place[:3], kind, *place[4:]) for kind in kinds if kind != weights}
+            yield from _others(place, decided, every, others)
 
 
-def _nonzero(plan: Plan, fingerprint: Fingerprint) -> str:
-    if all(channel.scheme != "zscore" for channel in plan.normalization.value):
-        return "with another name of the channel in dataset.json: its scheme"
-    now = median(case.relative_size_after_crop for case in fingerprint.cases.values())
-    limit = rules.NONZERO_MASK_BELOW
-    if now < limit:
-        return f"if the crop to nonzero kept {limit:g} of a typical image or more (now {now:.2f}): over all voxels"
-    return (
-        f"if the crop to nonzero kept less than {limit:g} of a typical image (now {now:.2f}): over nonzero voxels only"
-    )
+def _others(place: Place, decided: Decided[Any], every: Planned, others: Mapping[str, Place]) -> Sentences:
+    """The values at other places that differ, each once."""
+    seen = set()
+    for words, other in others.items():
+        if other != place and _differs(every.get(other), decided):
+            value = _changed(every[other], decided)
+            if value not in seen:
+                yield place, f"{words}: {value}"
+            seen.add(value)
 
 
-def _recommended(plan: Plan, alike: Sequence[CaseFacts]) -> str:
-    now = rules.mean_coherence(alike)[plan.frame.value.slice_axis]
-    if "2.5d" not in plan.configurations:
-        return "with one channel and three slices or more: 2.5d, where labels of neighbouring slices agree"
-    text = f"if labels of neighbouring slices agreed with Dice {{}} {rules.COHERENT:g} (now {now:.2f}): {{}}"
-    return text.format("no more than", "2d") if now > rules.COHERENT else text.format("more than", "2.5d")
+def _first(now: Planned, names: Sequence[str], altered: Sequence[tuple[str, Inputs]]) -> Sentences:
+    """Of alterations in order, the first that changes each decision of these names."""
+    plans = [(words, inputs.planned()) for words, inputs in altered]
+    for place, decided in now.items():
+        if place[-1] not in names:
+            continue
+        for words, plan in plans:
+            if _differs(plan.get(place), decided):
+                yield place, f"with {words}: {_changed(plan[place], decided)}"
+                break
 
 
-def _slab_depth(plan: Plan, cases: Sequence[CaseFacts], alike: Sequence[CaseFacts], spacing: SpacingTriple) -> str:
-    """Over which distance labels would have to cohere for another depth."""
-    frame = plan.frame.value
-    slice_mm = spacing[frame.slice_axis]
-    shapes = rules.slab_shapes(cases, frame, spacing)
-
-    def depth(factor: float) -> int:
-        return rules.slab_depth(alike, frame, shapes, slice_mm / factor)[0]
-
-    found = (_first_change(depth, down=down, farthest=_ANY_FACTOR) for down in (False, True))
-    steps = [factor for factor in found if factor is not None]
-    if not steps:
-        is_short = median(shape[0] for shape in shapes) <= rules.LEAST_SLAB
-        return "no distance over which labels cohere: volumes are too short" if is_short else "labels to measure it on"
-    factor = steps[0]
-    return f"with labels that cohere {factor:.2g} times as far: {depth(factor)}"
+def _differs(other: Decided[Any] | None, decided: Decided[Any]) -> bool:
+    return other is not None and other.value != decided.value
 
 
-def _input_size(facts: Facts, grid: sizes.Grid) -> str:
-    """The nearest size of typical slices that wants another input."""
-    now = sizes.wanted_input(facts.plane, grid)[0]
-
-    def wanted(vox: int) -> int:
-        return sizes.wanted_input(replace(facts.plane, typical_vox=vox), grid)[0]
-
-    typical = facts.plane.typical_vox
-    # the input never shrinks with the slices, so the ends of those that want the present one are found by bisection
-    known = range(1, 8 * typical + 64)
-    larger = typical + bisect_right(known[typical:], now, key=wanted) + 1
-    smaller = bisect_left(known[: typical - 1], now, key=wanted)
-    words = [f"{wanted(vox)} px for typical slices of {vox} voxels" for vox in (larger, smaller) if vox in known]
-    return f"without limits of hardware {now} px for {typical} voxels; " + (", ".join(words) or "for any size")
-
-
-def _foreground(facts: Facts) -> str:
-    limit = rules.RARE_FOREGROUND
-    share = facts.num_foreground_slices / max(1, facts.num_slices)
-    if share < limit:
-        return f"if {limit:.0%} of slices or more held a structure (now {share:.0%}): {rules.FOREGROUND_FRACTION:.2g}"
-    return f"if fewer than {limit:.0%} of slices held a structure (now {share:.0%}): {rules.RARE_FOREGROUND_FRACTION:g}"
-
-
-def _rank(facts: Facts) -> str:
-    """The number of labelled slices that another rank begins with."""
-    start = max(1, facts.num_foreground_slices)
-
-    def rank(factor: float) -> int:
-        return peft.lora_rank(round(start * factor), facts.num_structures)[0]
-
-    more = _first_change(rank, farthest=_ANY_FACTOR)
-    factor = _first_change(rank, down=True, farthest=_ANY_FACTOR) if more is None else more
-    if factor is None:
-        return f"no number of labelled slices: rank {rank(1.0)} is set by the structures"
-    slices = round(start * factor)
-    return f"with {slices} labelled slices (now {facts.num_foreground_slices}): rank {rank(factor)}"
-
-
-def _first_change(
-    answer: Callable[[float], Any], *, down: bool = False, farthest: float = _FARTHEST_FACTOR
-) -> float | None:
-    """The factor nearest to 1 at which a rule answers otherwise, to a tenth of a percent; None up to the farthest."""
-    now = answer(1.0)
-    step = float(_FARTHEST_FACTOR ** ((-1 if down else 1) / _STEPS_OF_SEARCH))
-    same, other = 1.0, step
-    while answer(other) == now:
-        same, other = other, other * step
-        if not 1 / farthest <= other <= farthest:
-            return None
-    while abs(other / same - 1) > 1e-3:
-        middle = (same * other) ** 0.5
-        same, other = (middle, other) if answer(middle) == now else (same, middle)
-    return float(other)
-
-
-def _times(spacing: SpacingTriple, axis: int, factor: float) -> SpacingTriple:
-    z, y, x = (mm * factor if index == axis else mm for index, mm in enumerate(spacing))
-    return z, y, x
+def _changed(other: Decided[Any], decided: Decided[Any]) -> str:
+    """The other value in words; where these do not tell the two apart, that other numbers are in it."""
+    words = short(other.value)
+    return words if words != short(decided.value) else "of other numbers"

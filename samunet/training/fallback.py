@@ -103,6 +103,7 @@ def predicted_gib(recipe: ResolvedRecipe, num_tokens: int, footprint: Footprint)
         checkpointing=footprint.checkpointing,
         precision=recipe.precision,
         attention=recipe.attention,
+        accumulates=footprint.parts > 1,
     )
     return memory.memory_gib(load)
 

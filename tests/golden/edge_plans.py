@@ -68,9 +68,9 @@ def _tenfold_spacing() -> Facts:
     return facts.fingerprint(cases), facts.description()
 
 
-def _huge_pictures() -> Facts:
+def _huge_pictures(number: int = 12) -> Facts:
     spot = facts.structure(width_mm=40.0, centroid_mm=(2047.5, 2047.5, 0.0), coherence=(0.0, 0.9, 0.9))
-    cases = [facts.case(shape=(1, 4096, 4096), spacing=(999, 1, 1), structures={"gland": spot}, tilt=0.0)] * 12
+    cases = [facts.case(shape=(1, 4096, 4096), spacing=(999, 1, 1), structures={"gland": spot}, tilt=0.0)] * number
     channels = ("rgb_to_0_1",) * 3
     return facts.fingerprint(cases, channels=channels), facts.description(channels=channels)
 
@@ -80,6 +80,7 @@ SYNTHETIC: dict[str, Callable[[], Facts]] = {
     "two_thousand_slices": _two_thousand_slices,
     "tenfold_spacing": _tenfold_spacing,
     "huge_pictures": _huge_pictures,
+    "many_huge_pictures": lambda: _huge_pictures(400),
 }
 NAMES = (*EDGE_DATASETS, *SYNTHETIC)
 

@@ -189,7 +189,8 @@ def test_a_folds_images_are_left_out_of_every_folder(planned: Workspace, tmp_pat
     assert set(cases) == {f"case_{i}" for i in range(5)} - set(read_json(planned.splits_file(DATASET))[0]["val"])
     assert any(f"{copies}: 1 of 5 images are left out" in text for text in reporter.messages)
     slices = sum(len_of(planned, result, case) for case in cases)
-    assert any(f"{slices} slices, each seen about {2 / slices:.2g} times" in text for text in reporter.messages)
+    length = f"{slices} tiles of slices, each seen about {2 / slices:.2g} times"
+    assert any(length in text for text in reporter.messages)
     assert any(f"--epochs {-(-slices // 2)} makes it one" in text for text in reporter.warnings)
     assert any(f"pretrained 1 steps ({2 / slices:.2g} passes" in text for text in reporter.messages)
     seen = run(planned, tmp_path, name="all", **options)

@@ -15,13 +15,16 @@ from samunet.artifacts.plan import (
     DEVICE_CLASSES,
     ChannelNormalization,
     Configuration,
+    DeviceClass,
     Frame,
     Plan,
     resolve_recipe,
 )
+from samunet.artifacts.plan_document import EDITED
 from samunet.core.config import parse_schema
 from samunet.inference.sliding import slab_starts
 from samunet.planners.batches import LEAST_BATCH_NORM
+from samunet.planners.edits import decisions, edits_of
 from samunet.planners.explain import explain, summary
 from samunet.planners.planner import gather, make_plan
 from samunet.planners.recipes import automatic, plan_recipe
@@ -196,21 +199,36 @@ def reordered(case: CaseFacts, order: list[int]) -> CaseFacts:
 
 
 @settings(max_examples=60, deadline=None)
-@given(fingerprints(), st.floats(1.5, 40.0), st.floats(1.0, 4.0))
-def test_more_memory_never_plans_less(fingerprint: Fingerprint, gpu: float, factor: float) -> None:
+@given(fingerprints(), st.sampled_from(DEVICE_CLASSES), st.floats(1.5, 40.0), st.floats(1.0, 4.0))
+def test_more_memory_never_plans_less(
+    fingerprint: Fingerprint, device: DeviceClass, memory: float, factor: float
+) -> None:
     """In every configuration the tuple (fits, sizes, no checkpointing, fewer parts) never falls when memory grows."""
-    less, more = (plan_for(fingerprint, gpu=memory) for memory in (gpu, gpu * factor))
+    less, more = (plan_for(fingerprint, **{device: gib}) for gib in (memory, memory * factor))
     assert list(less.configurations) == list(more.configurations)
     for name, configuration in less.configurations.items():
         for weights in configuration.recipes:
-            poor = rank(configuration, weights, gpu)
-            rich = rank(more.configurations[name], weights, gpu * factor)
+            poor = rank(configuration, weights, device, memory)
+            rich = rank(more.configurations[name], weights, device, memory * factor)
             assert poor <= rich, (name, weights)
 
 
-def rank(configuration: Configuration, weights: str, memory: float) -> tuple[Any, ...]:
+@settings(max_examples=40, deadline=None)
+@given(fingerprints(), st.floats(0.5, 300.0), st.floats(1.0, 10.0))
+def test_more_minutes_never_plan_less(fingerprint: Fingerprint, minutes: float, factor: float) -> None:
+    """On a CPU neither the input nor the steps at the same input and batch shrink when there is more time."""
+    less, more = (plan_for(fingerprint, minutes=time) for time in (minutes, minutes * factor))
+    for name, configuration in less.configurations.items():
+        for weights in configuration.recipes:
+            poor, rich = (resolve_recipe(c, weights, "cpu") for c in (configuration, more.configurations[name]))
+            assert poor.input_size <= rich.input_size, (name, weights)
+            if (poor.input_size, poor.batch_size, poor.tile_vox) == (rich.input_size, rich.batch_size, rich.tile_vox):
+                assert poor.iterations * poor.epochs <= rich.iterations * rich.epochs + rich.iterations
+
+
+def rank(configuration: Configuration, weights: str, device: DeviceClass, memory: float) -> tuple[Any, ...]:
     """What more memory must not make worse, most important first."""
-    recipe = resolve_recipe(configuration, weights, "gpu")
+    recipe = resolve_recipe(configuration, weights, device)
     fits = recipe.memory_gib <= memory + 0.01
     sizes = (recipe.input_size, recipe.slab_depth, recipe.batch_size)
     return (fits, *sizes, not recipe.checkpointing, -recipe.accumulation_steps)
@@ -239,3 +257,24 @@ def test_batch_norm_that_trains_sees_eight_slices(gib: float, slices: int, side:
         assert value["checkpointing"] or parts == 1
         fits = recipe["memory_gib"]["value"] <= gib + 0.01
         assert fits or "may need more" in recipe["batch_size"]["reason"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(fingerprints(), st.floats(1.0, 90.0), st.floats(0.5, 600.0))
+def test_what_a_rule_decides_is_possible_as_an_edit(fingerprint: Fingerprint, gpu: float, minutes: float) -> None:
+    """Every decision of a plan that limits are set to is within them: pinned by the user, it is planned the same."""
+    plan = plan_for(fingerprint, gpu=gpu, minutes=minutes)
+    limited = ("slab_depth", "context_slices", "accumulation_steps", "warmup_steps", "memory_gib")
+    content = plan.model_dump(mode="json")
+    for place, _ in decisions(plan):
+        entry = content
+        for key in place:
+            entry = entry[key]
+        if place[-1] in limited:
+            entry["source"] = "user"
+    pinned = parse_schema(Plan, content, context=EDITED)
+    labels = {"background": 0, "a": 1, "b": 2, "c": 3}
+    described = facts.description(channels=fingerprint.channel_names, labels=labels)
+    found = make_plan(fingerprint, described, plan.budget, edits=edits_of(pinned))
+    now = {place: decided.value for place, decided in decisions(found) if place[-1] in limited}
+    assert now == {place: decided.value for place, decided in decisions(plan) if place[-1] in limited}

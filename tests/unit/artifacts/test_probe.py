@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from samunet.artifacts.method import EncoderMethod, Lora, Method, summarise
 from samunet.artifacts.probe import Probe, Probes, load_probes, save_probes
 from samunet.core.errors import ConfigError
+from samunet.core.files import sha256_json
+from tests.planning_facts import case, fingerprint
 from tests.planted_probe import make_probe, projection
 
 
@@ -79,3 +81,31 @@ def test_ranks_are_one_per_adapted_block() -> None:
         Lora(ranks=(1, 5)).ranks_of(6)
     method = Method(encoder=EncoderMethod(train="adapters", adapters=(Lora(ranks=(1, 5)),)))
     assert summarise(method).startswith("lora r1-5 q,v")
+
+
+def test_a_probe_knows_the_facts_it_was_made_from() -> None:
+    """It fits these, wherever the files lie; of other facts, another dataset or none it says which it is."""
+    facts = fingerprint([case()] * 3)
+    probe = make_probe([[1.0]] * 6, facts=facts)
+    assert probe.fault_with(facts.model_copy(update={"inputs_sha256": "moved", "verified": True})) is None
+    assert "other facts" in str(probe.fault_with(fingerprint([case()] * 4)))
+    assert "made on Dataset999_Test" in str(probe.fault_with(facts.model_copy(update={"dataset": "Dataset001_A"})))
+    assert "does not say" in str(make_probe([[1.0]] * 6).fault_with(facts))
+
+
+def test_an_older_file_keeps_its_hash() -> None:
+    """Entries that a file does not have yet are no part of it, so a plan made with it does not become another."""
+    content = make_probe([[1.0]] * 6).model_dump(mode="json", exclude={"provenance"})
+    older = {name: value for name, value in content.items() if value is not None}
+    assert {"dataset", "fingerprint_sha256"}.isdisjoint(older)
+    assert Probes(probes=(Probe.model_validate(older),)).facts_sha256 == sha256_json([older])
+
+
+def test_probes_are_carried_over_to_altered_facts_if_they_fit() -> None:
+    """What was made from the dataset holds for it altered; what was not stays unfit."""
+    before, after = fingerprint([case()] * 3), fingerprint([case()] * 6)
+    own = make_probe([[1.0]] * 6, facts=before)
+    foreign = own.model_copy(update={"configuration": "3d", "fingerprint_sha256": "0" * 64})
+    carried = Probes(probes=(own, foreign)).carried_over(before, after).probes
+    assert [p.fault_with(after) is None for p in carried] == [True, False]
+    assert Probes().carried_over(before, after) == Probes()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import cells
 from benchmarks.cells import POINTS, Cell, identity, paired_points, span_of
+from samunet.core.files import write_json
 
 DATA = Path("Dataset900_Phantoms")
 
@@ -45,3 +47,13 @@ def test_a_single_case_or_group_has_no_interval(groups: dict[str, str]) -> None:
     assert found == {"regret": 10.0, "low": -POINTS, "high": POINTS}
     assert span_of(found["low"], found["high"]) == "one case or group"
     assert span_of(-1.0, 2.25) == "-1.0 to +2.2"
+
+
+def test_an_outdated_row_is_not_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is taken from another table, but not one that was marked as outdated or has failed."""
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    cell = Cell("name", DATA, 5.0, ("--weights", "none"))
+    row = {**identity(cell, "0"), "mean_dice": 0.5}
+    for mark in ({}, {"outdated": True}, {"failed": "exit code 2"}):
+        write_json(tmp_path / "table.json", {"row": {**row, **mark}})
+        assert (cells.same_run(cell, "0") is None) == bool(mark)

@@ -190,3 +190,31 @@ def test_the_command(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -
     captured = capsys.readouterr()
     assert "written:" in captured.out
     assert "no dataset has this id" in captured.err
+
+
+@pytest.mark.parametrize("flags", [["--skip-bad-cases"], ["--skip-bad-cases", "--no-verify"]])
+def test_skipped_cases_give_exit_code_1(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    """The others are planned and preprocessed, verified or not; the exit code says so, again when nothing is new."""
+    (workspace.raw / NAME / "imagesTr" / "case_2_0000.nii.gz").write_bytes(b"broken")
+    words = ["-d", "1", "--workspace", str(workspace.raw.parent), "-np", "1", *flags]
+    for _ in range(2):
+        assert main(words) == 1
+        written = capsys.readouterr()
+        assert "left out of plan and stores: case_2" in written.err
+        assert "written:" in written.out
+    plan = load_plan(workspace.plan_file(NAME))
+    assert plan.left_out == ("case_2",)
+    assert len(CaseStore(workspace.store_folder(NAME, plan.store_key("2d")), spec=plan.store_spec("2d")).names()) == 5
+
+
+def test_memory_that_no_gpu_has_is_refused_before_anything_is_read(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message with the flag, before cases are verified."""
+    assert main(["-d", "1", "--workspace", str(workspace.raw.parent), "--gpu-memory", "0.001"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: no GPU has so little memory"
+    assert any("--gpu-memory" in line for line in lines)
+    assert not any("verifying" in line or "not foreseen" in line for line in lines)

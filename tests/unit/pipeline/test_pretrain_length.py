@@ -12,11 +12,11 @@ from tests.unit.models.model_helpers import recipe
 PLANNED = recipe(iterations=250, epochs=12, batch_size=10, warmup_steps=250, ema_decay=0.9)
 
 
-@pytest.mark.parametrize(("num_slices", "steps"), [(100, 3000), (1000, 10_000), (50_000, 40_000)])
-def test_steps_are_those_of_the_slices_that_are_seen(num_slices: int, steps: int) -> None:
+@pytest.mark.parametrize(("num_tiles", "steps"), [(100, 3000), (1000, 10_000), (50_000, 40_000)])
+def test_steps_are_those_of_the_tiles_that_are_seen(num_tiles: int, steps: int) -> None:
     """By the rule of training, with what follows from the number of steps."""
-    longer = with_length_for(PLANNED, num_slices)
-    assert longer.iterations * longer.epochs == steps == schedule.dataset_steps(num_slices, 10)[0]
+    longer = with_length_for(PLANNED, num_tiles)
+    assert longer.iterations * longer.epochs == steps == schedule.dataset_steps(num_tiles, 10)[0]
     assert longer.warmup_steps == schedule.warmup_steps(steps)[0]
     assert longer.ema_decay == schedule.ema_decay(steps)[0]
 
@@ -38,14 +38,14 @@ def test_passes_follow_steps_or_minutes() -> None:
 
 @pytest.mark.parametrize(
     ("minutes", "words"),
-    [(60.0, "--time-limit 300 or --epochs 200 makes it one"), (None, "100000 slices: --epochs 200 makes it one")],
+    [(60.0, "--time-limit 300 or --epochs 200 makes it one"), (None, "of slices: --epochs 200 makes it one")],
 )
 def test_less_than_one_pass_is_a_warning_with_the_options(minutes: float | None, words: str) -> None:
     """The numbers are those of one whole pass; a run of one pass or more is only told."""
     run = recipe(minutes=minutes, iterations=100, epochs=40, batch_size=5)
     told = SilentReporter()
     tell_length(run, run, 100_000, told)
-    assert "100000 slices, each seen about 0.2 times" in told.messages[0]
+    assert "100000 tiles of slices, each seen about 0.2 times" in told.messages[0]
     assert [words in text for text in told.warnings] == [True]
     told = SilentReporter()
     tell_length(run, run, 20_000, told)

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import IntensityMap, Plan
 from samunet.artifacts.probe import Probes, load_probes, save_probes
 from samunet.artifacts.workspace import Workspace
 from samunet.cli.probe import main
+from samunet.core.config import load_schema
 from samunet.core.errors import UsageError
 from samunet.core.files import sha256_file
 from samunet.core.log import SilentReporter
@@ -49,7 +51,8 @@ def test_the_command_writes_what_it_measured(
         encoder=lora_encoder(),
         intensity_map=IntensityMap(kind="sam_pixels", lower=(-2.0,), upper=(2.0,)),
     )
-    prepare(workspace, make_plan(recipes={"ssl": {"cpu": recipe}}))
+    plan = make_plan(recipes={"ssl": {"cpu": recipe}})
+    prepare(workspace, plan)
     base = tmp_path / "base.pth"
     torch.save(build_network(get_spec("vit_t_xs"), image_size=128, num_tokens=4).state_dict(), base)
     words = [DATASET, "--weights", f"ssl:{base}", "--device", "cpu", "--batches", "2", "--workers", "0"]
@@ -59,6 +62,7 @@ def test_the_command_writes_what_it_measured(
     (found,) = first.probes
     assert (found.configuration, found.weights, found.backbone) == ("2d", "ssl", "vit_t_xs")
     assert found.weights_sha256 == sha256_file(base)
+    assert (found.dataset, found.fingerprint_sha256) == (plan.dataset, plan.fingerprint_sha256)
     assert (found.batches, found.warmup_steps, len(found.projections)) == (2, 2, 4 * 4)
     assert all(p.norm > 0 for p in found.projections)
     assert "energy in 4" in capsys.readouterr().out
@@ -87,6 +91,10 @@ def plan_again(workspace: Workspace) -> Plan:
     return planning.plan_and_preprocess(folder, workspace, verify=False).plan
 
 
+def measured(workspace: Workspace) -> Fingerprint:
+    return load_schema(Fingerprint, workspace.fingerprint_file(DATASET))
+
+
 def ranks(plan: Plan, name: str, kind: str = "sam") -> tuple[int, ...] | None:
     """Ranks of a planned encoder."""
     found: tuple[int, ...] | None = plan.configuration(name).recipes[kind]["gpu"].encoder.value.adapters[0].ranks  # type: ignore[index]
@@ -97,7 +105,7 @@ def test_the_plan_follows_the_probe_and_its_removal(planned: Workspace) -> None:
     """Only the recipe that was probed changes; the plan is then kept; without the file it is as before."""
     before = plan_again(planned)
     values = [[float(32 - i) * (1 + block) for i in range(32)] for block in range(BLOCKS)]
-    found = make_probe(values, backbone="vit_b")
+    found = make_probe(values, backbone="vit_b", facts=measured(planned))
     save_probes(Probes(probes=(found,)), planned.probe_file(DATASET))
     after = plan_again(planned)
     expected, _ = choose_ranks(found, rank=4, targets=("q", "v"))
@@ -120,8 +128,10 @@ def test_a_rank_given_or_another_backbone_decides_for_itself(
     planned: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--rank means that rank everywhere; --backbone takes the probe of that backbone, where there is one."""
-    small = make_probe([[3.0, 2.0, 1.0, 0.5, 0.2, 0.1]] * 5 + [[30.0, 20.0, 10.0, 5.0, 2.0, 1.0]])
-    large = make_probe([[2.0, 1.0, 0.5, 0.1, 0.1, 0.1]] * 11 + [[20.0] * 6], backbone="vit_b")
+    plan_again(planned)
+    own = measured(planned)
+    small = make_probe([[3.0, 2.0, 1.0, 0.5, 0.2, 0.1]] * 5 + [[30.0, 20.0, 10.0, 5.0, 2.0, 1.0]], facts=own)
+    large = make_probe([[2.0, 1.0, 0.5, 0.1, 0.1, 0.1]] * 11 + [[20.0] * 6], backbone="vit_b", facts=own)
     save_probes(Probes(probes=(small, large)), planned.probe_file(DATASET))
     plan = plan_again(planned)
     weights = planned.raw / "weights.pth"
@@ -148,7 +158,8 @@ def test_ranks_of_other_weights_are_not_used(planned: Workspace, monkeypatch: py
     found_file = WeightsFile(weights, sha256_file(weights), "sam", None)
     monkeypatch.setattr(running, "locate_weights", lambda *_, **__: found_file)
     values = [[2.0, 1.0, 0.5, 0.1, 0.1, 0.1]] * 11 + [[20.0] * 6]
-    other = make_probe(values, backbone="vit_b")
+    plan_again(planned)
+    other = make_probe(values, backbone="vit_b", facts=measured(planned))
     same = other.model_copy(update={"weights_sha256": sha256_file(weights)})
     chosen = choose_ranks(other, rank=4, targets=("q", "v"))[0]
     request = TrainingRequest(DATASET, "0", configuration="2d", weights=f"sam:{weights}", device="cpu")
@@ -172,3 +183,48 @@ def test_ranks_of_other_weights_are_not_used(planned: Workspace, monkeypatch: py
     assert "not known" in messages[0]
     save_probes(Probes(probes=(same,)), planned.probe_file(DATASET))
     assert used(plan_again(planned)) == (chosen, [], [])
+
+
+def test_a_probe_of_other_facts_is_left_aside_and_said(planned: Workspace) -> None:
+    """One of another dataset, of cases that have changed, or of an older file decides nothing, with one warning."""
+    before = plan_again(planned)
+    own = measured(planned)
+    values = [[2.0, 1.0, 0.5, 0.1, 0.1, 0.1]] * 11 + [[20.0] * 6]
+    former = own.model_copy(update={"cases": dict(list(own.cases.items())[:-1])})
+    for facts in (None, former, former.model_copy(update={"dataset": "Dataset004_Hippocampus"})):
+        found = make_probe(values, backbone="vit_b", facts=facts)
+        save_probes(Probes(probes=(found,)), planned.probe_file(DATASET))
+        reporter = SilentReporter()
+        plan = planning.plan_and_preprocess(planned.raw / DATASET, planned, verify=False, reporter=reporter).plan
+        assert ranks(plan, "2d") is None
+        said = [text for text in reporter.warnings if "left aside" in text]
+        assert len(said) == 1
+        assert f"{planned.probe_file(DATASET)}" in said[0]
+        assert found.fault_with(own) in plan.configuration("2d").recipes["sam"]["gpu"].encoder.reason
+    assert "Dataset004_Hippocampus" in said[0]
+    planned.probe_file(DATASET).unlink()
+    assert ranks(plan_again(planned), "2d") == ranks(before, "2d")
+
+
+def test_a_users_ranks_are_not_taken_for_those_of_a_stale_probe(
+    planned: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks of the user's own that a probe of other facts would give too stay, whatever weights that one measured."""
+    plan_again(planned)
+    weights = planned.raw / "weights.pth"
+    weights.write_bytes(b"never loaded")
+    found_file = WeightsFile(weights, sha256_file(weights), "sam", None)
+    monkeypatch.setattr(running, "locate_weights", lambda *_, **__: found_file)
+    own = measured(planned)
+    values = [[2.0, 1.0, 0.5, 0.1, 0.1, 0.1]] * 11 + [[20.0] * 6]
+    probe_now = make_probe(values, backbone="vit_b", facts=own)
+    save_probes(Probes(probes=(probe_now,)), planned.probe_file(DATASET))
+    plan = plan_again(planned)
+    stale = probe_now.model_copy(update={"fingerprint_sha256": "0" * 64})
+    save_probes(Probes(probes=(stale,)), planned.probe_file(DATASET))
+    request = TrainingRequest(DATASET, "0", configuration="2d", weights=f"sam:{weights}", device="cpu")
+    reporter = SilentReporter()
+    identity = running.identify_run(request, plan, "2d", planned, "cpu", SilentReporter())
+    found = with_probed_ranks(identity, planned, reporter)
+    assert found.recipe.method.adapter("lora").ranks == ranks(plan, "2d")
+    assert not reporter.warnings

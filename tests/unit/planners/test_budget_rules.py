@@ -10,8 +10,9 @@ import pytest
 from benchmarks.cells import RESULTS
 from samunet.artifacts.method import DecoderMethod, EncoderMethod, Lora, Method, NoDepth
 from samunet.artifacts.model_spec import get_spec
+from samunet.core.errors import UsageError
 from samunet.core.files import read_json
-from samunet.planners import hardware, memory, peft, schedule
+from samunet.planners import hardware, memory, peft, schedule, sizes
 
 GIB = 1 << 30
 SIZES = RESULTS / "sizes.json"
@@ -82,7 +83,9 @@ def test_published_orders_of_memory() -> None:
 def test_largest_batch_fits_and_is_capped() -> None:
     """The batch found fits the budget, one more does not, and the cap holds."""
     found = memory.largest_batch(load(), budget_gib=6.0, cap=1000)
-    assert memory.training_bytes(load(slices=found)) <= 6 * GIB < memory.training_bytes(load(slices=found + 1))
+    part = replace(load(), accumulates=True)
+    needs = [memory.training_bytes(replace(part, slices=slices)) for slices in (found, found + 1)]
+    assert needs[0] <= 6 * GIB < needs[1]
     assert memory.largest_batch(load(), budget_gib=60.0, cap=7) == 7
     assert memory.largest_batch(load(), budget_gib=0.5, cap=7) == 0
 
@@ -151,6 +154,17 @@ def test_steps_of_datasets_stay_within_limits() -> None:
     assert schedule.dataset_steps(96, 8)[0] == 3000
     assert schedule.dataset_steps(4000, 24)[0] == 16667
     assert schedule.dataset_steps(10**6, 24)[0] == 40_000
+
+
+def test_a_slice_of_many_tiles_is_worth_a_pass_over_each() -> None:
+    """A sample sees one tile, so that a hundred passes over a slice are as many over its tiles, and are said so."""
+    steps, reason = schedule.dataset_steps(1000, 24, tiles_per_slice=4.5)
+    assert steps == 18_750
+    assert "1000 labelled slices, of which each takes 4.5 tiles," in reason
+    assert schedule.dataset_steps(4000, 24, tiles_per_slice=1.0) == schedule.dataset_steps(4000, 24)
+    assert sizes.tiles_per_slice([(20, 100, 50), (1, 300, 450), (7, 90, 30)], 150) == 1.0
+    assert sizes.tiles_per_slice([(1, 300, 450)] * 3 + [(1, 100, 100)], 150) == 6.0
+    assert sizes.tiles_per_slice([(1, 100, 450)], 150) == 3.0
 
 
 def test_epochs_hold_all_steps() -> None:
@@ -228,6 +242,15 @@ def test_the_control_group_limits_cpu_memory(
     monkeypatch.setattr(hardware, "_CGROUPS", ((limit, usage, lines),))
     monkeypatch.setattr(hardware, "_read", lambda path: available.get(path) or path.read_text())
     assert hardware.detect_budget().cpu_memory_gib == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("given", [0.001, 0.0049, 1e-300, float("nan")])
+def test_memory_that_no_gpu_has_is_refused(given: float) -> None:
+    """What would be rounded to nothing is one message with what is possible."""
+    with pytest.raises(UsageError, match="so little memory") as caught:
+        hardware.detect_budget(gpu_memory_gib=given)
+    assert f"{hardware.LEAST_GPU_GIB:g}" in str(caught.value.expected)
+    assert hardware.detect_budget(gpu_memory_gib=hardware.LEAST_GPU_GIB).gpu_memory_gib == hardware.LEAST_GPU_GIB
 
 
 def test_gpu_memory_is_assumed_where_no_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,3 +314,48 @@ def test_tiles_that_overlap_almost_whole_are_planned_at_once() -> None:
 def seconds(found: Recipe) -> float:
     """How long a recipe's reason says that a volume takes per view."""
     return float(re.findall(r"about ([\d.e+]+) s per view", found.mirror_views.reason)[0])
+
+
+AT_2D, AT_3D, AT_NEIGHBOURS = (("configurations", name) for name in ("2d", "3d", "2.5d"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ((*AT_3D, "slab_depth"), 50, ("configurations.3d.slab_depth", "50", "1 to 40")),
+        ((*AT_2D, "slab_depth"), 41, ("configurations.2d.slab_depth", "41", "1 to 40")),
+        ((*AT_NEIGHBOURS, "context_slices"), 40, ("configurations.2.5d.context_slices", "40", "0 to 39")),
+        ((*AT_2D, *RECIPE, "accumulation_steps"), 1000, ("sam on gpu", "accumulation_steps 1000", "has 1 to ")),
+        ((*AT_3D, *RECIPE, "accumulation_steps"), 24, ("sam on gpu", "accumulation_steps 24", "in slabs of")),
+        ((*AT_2D, *RECIPE, "warmup_steps"), 10**9, ("sam on gpu", "warmup_steps 1000000000", "0 to 3000")),
+        ((*AT_2D, *RECIPE, "memory_gib"), -5.0, ("sam.gpu.memory_gib", "-5.0", "greater than 0")),
+        ((*AT_2D, *RECIPE, "memory_gib"), 0.0, ("sam.gpu.memory_gib", "0.0", "greater than 0")),
+        ((*AT_2D, *RECIPE, "memory_gib"), float("nan"), ("sam.gpu.memory_gib", "nan", "finite")),
+        ((*AT_2D, *RECIPE, "decay"), {"power": float("inf")}, ("sam.gpu.decay", "inf", "finite")),
+        ((*AT_2D, *RECIPE, "loss"), {"dice": float("inf")}, ("sam.gpu.loss", "inf", "finite")),
+        (
+            (*AT_2D, *RECIPE, "intensity_map"),
+            {"kind": "unit", "lower": [float("nan")], "upper": [1.0]},
+            ("sam.gpu.intensity_map", "nan", "finite"),
+        ),
+        (("normalization",), [{"scheme": "ct", "mean": float("nan")}], ("normalization", "nan", "finite")),
+    ],
+)
+def test_an_edit_that_cannot_be_is_one_error(place: tuple[str, ...], value: Any, words: tuple[str, ...]) -> None:
+    """It names the field, the value and what is possible."""
+    with pytest.raises(ConfigError) as caught:
+        edited({place: value})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_plan_with_an_impossible_edit_is_not_trained() -> None:
+    """Edits of a recipe that training reads without planning again are held against the same limits."""
+    for name, value in (("accumulation_steps", 1000), ("warmup_steps", 10**9)):
+        content = plan().model_dump(mode="json")
+        content["configurations"]["2d"]["recipes"]["sam"]["gpu"][name].update(value=value, source="user")
+        with pytest.raises(ConfigError, match=f"{name} {value}"):
+            parse_schema(Plan, content)
+    shorter = plan().model_dump(mode="json")
+    shorter["configurations"]["2d"]["recipes"]["sam"]["gpu"]["epochs"].update(value=1, source="user")
+    shorter["configurations"]["2d"]["recipes"]["sam"]["gpu"]["iterations"].update(value=10, source="user")
+    assert parse_schema(Plan, shorter)

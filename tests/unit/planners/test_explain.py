@@ -12,11 +12,11 @@ from samunet.artifacts.fingerprint import MirrorPair
 from samunet.artifacts.plan import Configuration, Decided, Plan, Recipe
 from samunet.artifacts.probe import Probes
 from samunet.core.config import Schema
-from samunet.planners.edits import edits_of
+from samunet.planners.edits import decisions, edits_of
 from samunet.planners.explain import explain, explanation, shortages, summary
 from samunet.planners.explain_pages import as_html, as_markdown
 from samunet.planners.planner import make_plan
-from samunet.planners.rests_on import RESTS_ON, measured
+from samunet.planners.rests_on import RESTS_ON, measured, rests_on
 from samunet.planners.what_if import what_ifs
 from samunet.planners.words import short
 from tests import planning_facts as facts
@@ -49,7 +49,7 @@ def test_every_decision_knows_what_it_rests_on(plan: Plan) -> None:
     every = {name for schema in (Plan, Configuration, Recipe) for name in fields(schema)}
     assert set(RESTS_ON) == every
     known = measured(plan, FINGERPRINT)
-    assert {fact for names, _ in RESTS_ON.values() for fact in names} <= set(known)
+    assert {fact for place, _ in decisions(plan) for fact in rests_on(place)} <= set(known)
     assert all(known.values())
 
 
@@ -179,10 +179,13 @@ def test_recipes_that_lack_memory_or_minutes_are_named(plan: Plan) -> None:
 def test_a_probes_ranks_are_shown_block_by_block() -> None:
     """The summary names their range, the reason all of them."""
     values = [[10.0 / (block + 1)] * 8 for block in range(12)]
-    probe = make_probe(values, backbone="vit_b").model_copy(update={"configuration": "2.5d"})
+    probe = make_probe(values, backbone="vit_b", facts=FINGERPRINT).model_copy(update={"configuration": "2.5d"})
     probes = Probes(probes=(probe,))
     found = make_plan(FINGERPRINT, facts.description(), facts.budget(), probes=probes)
     ranks = found.configuration().recipes["sam"]["gpu"].encoder.value.adapters[0].ranks
     text = " ".join(explain(found, FINGERPRINT, probes=probes).split())
     assert f"rank by block: {' '.join(map(str, ranks))}" in text
     assert "2.5d, sam, vit_b" in text
+    stale = Probes(probes=(probe.model_copy(update={"fingerprint_sha256": "0" * 64}),))
+    assert measured(found, FINGERPRINT, probes)["probe"] == "2.5d, sam, vit_b"
+    assert measured(found, FINGERPRINT, stale)["probe"].startswith("none")

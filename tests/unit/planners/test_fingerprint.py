@@ -161,3 +161,82 @@ def test_real_dataset_is_measured(shared_data: Path) -> None:
     for facts in found.cases.values():
         assert set(facts.structures) <= set(dataset.labels.names)
         assert all(0 < value <= 1 for value in facts.effective_resolution)
+
+
+def _spoil(dataset: RawDataset, index: int, how: str) -> Path:
+    """Make a case one that cannot be measured; returns the file to blame."""
+    case = dataset.training[index]
+    image, labels = _volume(index)
+    file = case.images[0]
+    if how in ("nan", "infinite"):
+        image.data[0, 0, 0, 0] = np.nan if how == "nan" else np.inf
+        write_image(file, image)
+    elif how == "damaged":
+        file.write_bytes(b"no image")
+    elif how == "label shape":
+        assert case.label is not None
+        file = case.label
+        smaller = Geometry.from_spacing((12, 20, 23), GRID.spacing)
+        write_labels(file, labels.data[0, ..., :-1], geometry=smaller)
+    else:
+        write_image(file, image.with_data(np.concatenate([image.data] * 3)))
+    return file
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("how", ["nan", "infinite", "damaged", "label shape"])
+def test_what_cannot_be_measured_is_one_message(tmp_path: Path, how: str) -> None:
+    """It names case, file, what was found and what to do, each once, and nothing else is printed."""
+    dataset = _dataset(tmp_path / "Dataset001_Balls")
+    file = _spoil(dataset, 1, how)
+    with pytest.raises(DataError) as caught:
+        extract_fingerprint(dataset, processes=1, reporter=SilentReporter())
+    text = str(caught.value)
+    assert (caught.value.case, caught.value.file) == ("case_1", file)
+    for row in ("case:", "file:", "found:", "what to do:", "--skip-bad-cases"):
+        assert text.count(row) == 1, text
+    assert "1 of 3 cases could not be measured" in text
+
+
+def test_a_wrong_number_of_channels_is_the_cases_fault() -> None:
+    """An image with more channels than declared is refused with its case, not while cases are merged."""
+    image, labels = _volume()
+    image = image.with_data(np.concatenate([image.data] * 3))
+    case = module.Case("case_0", (Path("case_0_0000.nii.gz"),), Path("case_0.nii.gz"))
+    with pytest.raises(DataError, match="number of channels") as caught:
+        module._check_measurable(case, image, labels, 1)
+    assert caught.value.case == "case_0"
+    assert caught.value.todo
+
+
+def test_a_channel_that_is_not_finite_is_named_by_its_file() -> None:
+    """Of several files it is the channel's, of one file with several channels that one."""
+    image, labels = _volume()
+    image = image.with_data(np.concatenate([image.data] * 2))
+    image.data[1, 0, 0, :2] = np.nan
+    files = (Path("a_0000.nii.gz"), Path("a_0001.nii.gz"))
+    for given, blamed in ((files, files[1]), (files[:1], files[0])):
+        with pytest.raises(DataError, match="NaN or infinite") as caught:
+            module._check_measurable(module.Case("a", given, None), image, labels, 2)
+        assert caught.value.file == blamed
+        assert caught.value.found == "2 of 5760 voxels"
+
+
+@pytest.mark.parametrize("how", ["nan", "damaged", "label shape"])
+def test_leaving_out_while_measuring_is_leaving_out_before(tmp_path: Path, how: str) -> None:
+    """The fingerprint is the one of a run that was told to skip these cases, whichever they are."""
+    dataset = _dataset(tmp_path / "Dataset001_Balls", num_cases=4)
+    expected = extract_fingerprint(dataset, processes=1, reporter=SilentReporter(), skip=["case_0", "case_2"])
+    _spoil(dataset, 2, how)
+    reporter = SilentReporter()
+    found = extract_fingerprint(
+        dataset, processes=1, reporter=reporter, skip=["case_0"], skip_unmeasured=True, cache=tmp_path / "cache"
+    )
+    assert found == expected
+    assert found.left_out == ("case_0", "case_2")
+    assert len(reporter.warnings) == 1
+    assert "case_2" in reporter.warnings[0]
+    for index in (1, 3):
+        _spoil(dataset, index, "nan")
+    with pytest.raises(DataError, match="no training case is left"):
+        extract_fingerprint(dataset, processes=1, reporter=reporter, skip=["case_0"], skip_unmeasured=True)

@@ -27,6 +27,9 @@ STEPS = {
     "high frequencies": ("vit_t_xs", 224, "sam_adapter", "fp32", "upstream", {}),
     "side path": ("vit_t_xs", 224, "side_path", "fp32", "upstream", {}),
     "deep supervision": ("vit_t_xs", 224, "side_path_supervised", "fp32", "upstream", {}),
+    "in parts": ("vit_xs", 224, "full", "fp32", "upstream", {"accumulates": True}),
+    "many structures": ("vit_t_xs", 224, "decoder", "fp32", "upstream", {"num_tokens": 40, "tile_vox": 112}),
+    "large tile": ("vit_t_xs", 224, "decoder", "fp32", "upstream", {"tile_vox": 448}),
 }
 
 
@@ -87,6 +90,21 @@ def test_a_large_block_counts_where_the_backward_pass_meets_it() -> None:
 
     one_input = 4 * load.slices * 56**2 * load.spec.embed_dim
     assert needs(10) - needs(4) == pytest.approx(6 * one_input, rel=0.1)
+
+
+def test_gradients_of_other_parts_wait() -> None:
+    """A step in parts holds the gradients of all that trains beside the activations, so fewer slices fit at once."""
+    whole = load_of("vit_h", 1024, "full", "bf16", "folded", checkpointing=True, slices=1)
+    part = replace(whole, accumulates=True)
+    gradients = 4 * memory.encoder_parameters(whole.spec, 1024)
+    # A step in one part has some of them too where its activations are most, of the blocks behind.
+    assert 0.5 * gradients < memory.tensor_bytes(part) - memory.tensor_bytes(whole) < 1.1 * gradients
+    needs = [memory.training_bytes(replace(part, slices=n)) / memory.GIB for n in range(1, 9)]
+    for number, gib in enumerate(needs[:-1], start=1):
+        assert memory.largest_batch(whole, budget_gib=gib + 0.001, cap=100) == number
+    all_at_once = memory.training_bytes(replace(whole, slices=8)) / memory.GIB
+    assert memory.largest_batch(whole, budget_gib=all_at_once, cap=8) == 8
+    assert needs[-1] > all_at_once
 
 
 def test_what_trains_decides_what_is_kept() -> None:

@@ -7,12 +7,17 @@ from itertools import product
 import numpy as np
 import pytest
 
+from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.method import EncoderMethod, Lora, Method, NoDepth
 from samunet.artifacts.model_spec import get_spec
-from samunet.artifacts.probe import Probe
+from samunet.artifacts.probe import Probe, Probes
+from samunet.planners.alterations import Inputs
 from samunet.planners.counts import block_dims, encoder_adapter_parameters
+from samunet.planners.edits import decisions
 from samunet.planners.peft import encoder_method
-from samunet.planners.ranks import MOST_TIMES_UNIFORM, choose_ranks
+from samunet.planners.planner import make_plan
+from samunet.planners.ranks import MOST_TIMES_UNIFORM, choose_ranks, usable_probe
+from tests import planning_facts as facts
 from tests.planted_probe import make_probe
 
 
@@ -90,3 +95,61 @@ def test_the_plan_uses_a_probe_and_says_so() -> None:
     assert found.adapters[0].rank == 4
     assert "probe" in reason
     assert encoder_method("none", 500, 2, depth=NoDepth(), probe=probe)[0] == EncoderMethod(train="full")
+
+
+def test_ranks_probed_at_another_input_size_say_so() -> None:
+    """The reason names both sizes where they differ and neither where they agree; the ranks are the same."""
+    fingerprint = facts.fingerprint([facts.case(shape=(40, 200, 200))] * 5)
+    values = [[10.0 / (block + 1)] * 8 for block in range(12)]
+    for size in (224, 448):
+        probe = make_probe(values, backbone="vit_b", facts=fingerprint).model_copy(update={"input_size": size})
+        plan = make_plan(fingerprint, facts.description(), facts.budget(), probes=Probes(probes=(probe,)))
+        for device, recipe in plan.configuration("2d").recipes["sam"].items():
+            used, reason = recipe.input_size.value, recipe.encoder.reason
+            assert recipe.encoder.value.adapters[0].ranks == choose_ranks(probe, rank=4, targets=("q", "v"))[0], device
+            assert ("probed at" in reason) == (used != size)
+            assert used == size or f"probed at {size} px, used at {used} px" in reason
+
+
+@pytest.mark.parametrize("changed", ["cases", "dataset", "channel_names"])
+def test_a_probe_of_other_facts_decides_nothing(changed: str) -> None:
+    """But for the reason that names it, the plan is the one without a probe."""
+    fingerprint = facts.fingerprint([facts.case()] * 5)
+    other = fingerprint.model_copy(
+        update={
+            "cases": {"cases": {"case_000": facts.case(shape=(9, 80, 80))}},
+            "dataset": {"dataset": "Dataset004_Hippocampus"},
+            "channel_names": {"channel_names": ("CT",)},
+        }[changed]
+    )
+    probe = make_probe([[10.0 / (block + 1)] * 8 for block in range(12)], backbone="vit_b", facts=other)
+    plain = make_plan(fingerprint, facts.description(), facts.budget())
+    found = make_plan(fingerprint, facts.description(), facts.budget(), probes=Probes(probes=(probe,)))
+    differing = {place for place, now in decisions(found) if now != dict(decisions(plain))[place]}
+    assert differing == {("configurations", "2d", "recipes", "sam", device, "encoder") for device in ("gpu", "cpu")}
+    for place in differing:
+        now, before = (dict(decisions(plan))[place] for plan in (found, plain))
+        assert now.value == before.value
+        assert now.reason == f"{before.reason}; {usable_probe_words(probe, fingerprint)}"
+
+
+def usable_probe_words(probe: Probe, fingerprint: Fingerprint) -> str:
+    """Why a probe is left aside."""
+    asked = {"configuration": probe.configuration, "weights": probe.weights, "backbone": probe.backbone}
+    found, words = usable_probe(Probes(probes=(probe,)), fingerprint, **asked)
+    assert found is None
+    return words
+
+
+def test_planning_with_other_facts_takes_the_probe_along() -> None:
+    """What would change with more cases is not that the probe is left aside."""
+    fingerprint = facts.fingerprint([facts.case()] * 5)
+    values = [[10.0 / (block + 1)] * 8 for block in range(12)]
+    probes = Probes(probes=(make_probe(values, backbone="vit_b", facts=fingerprint),))
+    plan = make_plan(fingerprint, facts.description(), facts.budget(), probes=probes)
+    more = Inputs.of(plan, fingerprint, probes).times_over(2).plan()
+    used, taken_along = (
+        p.configuration("2d").recipes["sam"]["cpu"].encoder.value.adapters[0].ranks for p in (plan, more)
+    )
+    assert used is not None
+    assert taken_along == used

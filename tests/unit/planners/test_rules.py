@@ -132,11 +132,12 @@ def test_neighbours_need_one_channel_and_three_slices() -> None:
 @pytest.mark.parametrize(("coherence", "expected"), [(0.51, "2.5d"), (0.5, "2d")])
 def test_recommended_by_coherence(coherence: float, expected: str) -> None:
     """Neighbours are recommended where labels one slice apart agree with Dice above one half."""
-    assert rules.recommended(coherence, 3.0, has_neighbours=True)[0] == expected
-    value, reason = rules.recommended(coherence, 3.0, has_neighbours=False)
+    assert rules.recommended(coherence, 3.0, has_neighbours=True, has_slabs=True)[0] == expected
+    value, reason = rules.recommended(coherence, 3.0, has_neighbours=False, has_slabs=True)
     assert value == "2d"
     assert "only configuration" not in reason  # 3d is planned too
     assert "3d is chosen with -c" in reason
+    assert "3d" not in rules.recommended(coherence, 3.0, has_neighbours=False, has_slabs=False)[1]
 
 
 def test_rare_foreground_is_drawn_more_often() -> None:

@@ -256,7 +256,7 @@ def test_the_prediction_is_the_planners(depth: int):
     method = Method(encoder=lora_encoder())
     chosen = recipe(backbone="vit_b", method=method, batch_size=20, accumulation_steps=2, slab_depth=depth)
     planned, ladder = Footprint(2, False), Ladder(20 // depth, 2, 1, True)
-    load = memory.Load(get_spec("vit_b"), 112, 64, 3, 10, method, slab_depth=depth)
+    load = memory.Load(get_spec("vit_b"), 112, 64, 3, 10, method, slab_depth=depth, accumulates=True)
     assert predicted_gib(chosen, 3, planned) == memory.memory_gib(load)
     found = [predicted_gib(chosen, 3, Footprint(*below)) for below in footprints(ladder, planned)]
     assert found[-1] == memory.memory_gib(replace(load, slices=depth, checkpointing=True))
