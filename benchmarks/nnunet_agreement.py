@@ -204,18 +204,23 @@ def compare_fingerprint(run: NnunetRun, fingerprint: Fingerprint) -> dict[str, A
 
 
 def compare_plan(run: NnunetRun, plan: Plan, dataset: RawDataset) -> dict[str, Any]:
-    """Target spacing, normalization schemes, use of the nonzero mask, and splits without groups."""
+    """Target spacing, normalization schemes, use of the nonzero mask, and splits: as used, and without groups."""
     configurations = run.plans["configurations"]
     ours = [plan.target_spacing.value[axis] for axis in run.transpose]
     full = configurations["3d_fullres"]["spacing"] if "3d_fullres" in configurations else None
     theirs = full or [ours[0], *configurations["2d"]["spacing"]]
     normalization = plan.normalization.value
     expected = [(SCHEMES[name], mask) for name, mask in zip(*_normalization(configurations["2d"]), strict=True)]
-    splits = [split.model_dump(mode="json") for split in make_splits([case.name for case in dataset.training])]
+    names, reference = [case.name for case in dataset.training], run.extra["splits"]
+    used, plain = (
+        [split.model_dump(mode="json") for split in make_splits(names, groups)] for groups in (dataset.groups, None)
+    )
     return {
         "target_spacing_relative": relative_difference(ours, theirs),
         "same_normalization": [(n.scheme, n.use_nonzero_mask) for n in normalization] == expected,
-        "same_splits": splits == run.extra["splits"] if run.extra["splits"] else None,
+        "groups": None if dataset.groups is None else len(set(dataset.groups.values())),
+        "same_splits": used == reference if reference else None,
+        "same_splits_without_groups": plain == reference if reference else None,
     }
 
 
@@ -310,6 +315,13 @@ def compare_dataset(name: str, data: Path, python: Path, processes: int, reporte
     return result
 
 
+def splits_in_words(plan: dict[str, Any]) -> str:
+    """Equal, or why not: nnU-Net knows no groups, whose cases may not be split between training and validation."""
+    if plan["groups"] and plan["same_splits"] is False:
+        return f"differ on purpose: {plan['groups']} groups of cases stay together"
+    return {True: "equal", False: "DIFFERENT", None: "-"}[plan["same_splits"]]
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
     """One row per dataset and fact."""
 
@@ -326,7 +338,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             (name, "relative size after the crop, relative difference", number(facts["relative_size_after_crop"])),
             (name, "target spacing, largest relative difference", number(plan["target_spacing_relative"])),
             (name, "normalization and use of the nonzero mask", number(plan["same_normalization"])),
-            (name, "splits", number(plan["same_splits"])),
+            (name, "splits", splits_in_words(plan)),
+            (name, "splits, were there no groups", number(plan["same_splits_without_groups"])),
         ]
         for configuration, voxels in result["voxels"].items():
             rows += [

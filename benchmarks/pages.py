@@ -24,6 +24,7 @@ from benchmarks import (
     rank_probe,
     recipe,
     regret,
+    rotation,
     sizes,
 )
 from benchmarks.cells import RESULTS
@@ -42,6 +43,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "recipe": lambda: recipe.table(read_json(RESULTS / "recipe.json")),
     "rank_probe": lambda: rank_probe.table(read_json(RESULTS / "rank_probe.json")),
     "regret": lambda: regret.table(read_json(RESULTS / "regret.json")),
+    "rotation": lambda: rotation.table(read_json(RESULTS / "rotation.json")),
     "sizes": lambda: sizes.table(read_json(RESULTS / "sizes.json")),
     "large_backbones": lambda: large_backbones.table(read_json(RESULTS / "large_backbones.json")),
 }
