@@ -32,6 +32,7 @@ from samunet.planners.intensities import (
 )
 from samunet.planners.mirrors import find_mirror_pairs
 from samunet.planners.structures import effective_resolution, structure_facts
+from samunet.preprocessing.checks import check_case
 from samunet.preprocessing.cropping import NonzeroCrop, nonzero_crop
 from samunet.preprocessing.runner import source_files
 
@@ -158,45 +159,8 @@ def extract_case_facts(case: Case, *, labels: LabelSpec, num_channels: int, num_
         )
     image = read_volume(case.images, case=case.name)
     label_map = read_labels(case.label, case=case.name)
-    _check_measurable(case, image, label_map, num_channels)
+    check_case(image, label_map, num_channels=num_channels, spec=labels, name=case.name, files=case)
     return measure_case(image, label_map, labels=labels, num_samples=num_samples)
-
-
-def _check_measurable(case: Case, image: Volume, label_map: Volume, num_channels: int) -> None:
-    """Refuse what no fact can be measured on; verification, which finds more, may have been left out.
-
-    Raises:
-        DataError: With the case, the file and what to do.
-    """
-    if image.num_channels != num_channels:
-        raise DataError(
-            "the number of channels is wrong",
-            case=case.name,
-            file=case.images[0],
-            expected=f"{num_channels}, as dataset.json declares",
-            found=f"{image.num_channels}",
-            todo="correct the files of this case, or dataset.json",
-        )
-    if label_map.geometry.shape != image.geometry.shape:
-        raise DataError(
-            "the label map has another shape than the image",
-            case=case.name,
-            file=case.label,
-            expected=f"{image.geometry.shape}",
-            found=f"{label_map.geometry.shape}",
-            todo="resample the label map to the image's grid with nearest neighbour",
-        )
-    for index, channel in enumerate(image.data):
-        wrong = channel.size - int(np.count_nonzero(np.isfinite(channel)))
-        if wrong:
-            raise DataError(
-                "the image holds NaN or infinite values",
-                case=case.name,
-                file=case.images[index if len(case.images) == num_channels else 0],
-                expected="finite intensities",
-                found=f"{wrong} of {channel.size} voxels",
-                todo="restore it from its source, or set these voxels to the image's background",
-            )
 
 
 def measure_case(image: Volume, label_map: Volume, *, labels: LabelSpec, num_samples: int) -> CaseMeasurement:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.fingerprint import Fingerprint
+from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.probe import Probe, Probes
 from samunet.planners.counts import block_dims
 

@@ -11,17 +11,15 @@ from numpy.typing import NDArray
 
 from samunet.artifacts.plan import Plan
 from samunet.artifacts.store import CaseRecord, ChannelIntensities
-from samunet.core.errors import DataError
 from samunet.core.labels import LabelSpec
 from samunet.core.volume import Volume
-from samunet.imageio import MISMATCH_VOX
+from samunet.preprocessing.checks import check_case
 from samunet.preprocessing.cropping import nonzero_crop
 from samunet.preprocessing.normalization import normalize
 from samunet.preprocessing.resampling import resample_image, resample_labels, resampled_shape, target_spacing
 
 PERCENTILES = (0.5, 50.0, 99.5)
 _SAMPLED_VOXELS = 50_000
-_VALUES_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +63,7 @@ def preprocess_case(
     Raises:
         DataError: If the channels or label values do not fit the plan, the grids differ, or a voxel is NaN or infinite.
     """
-    _check(volume, labels, num_channels=len(plan.channel_names), spec=plan.label_spec, name=name)
+    check_case(volume, labels, num_channels=len(plan.channel_names), spec=plan.label_spec, name=name)
     operation = plan.frame.value.operation_for(volume.geometry)
     canonical = operation.apply_geometry(volume.geometry)
     data = operation.apply(volume.data)
@@ -97,49 +95,6 @@ def preprocess_case(
         **_occupied_slices(reference, plan.label_spec),
     )
     return PreprocessedCase(resampled, reference, record)
-
-
-def _check(volume: Volume, labels: Volume | None, *, num_channels: int, spec: LabelSpec, name: str) -> None:
-    if volume.num_channels != num_channels:
-        raise DataError(
-            "the image's channels do not fit the plan",
-            case=name,
-            expected=f"{num_channels} channels",
-            found=f"{volume.num_channels}",
-        )
-    if labels is not None and labels.geometry.shape != volume.geometry.shape:
-        raise DataError(
-            "image and label have different shapes",
-            case=name,
-            expected=f"{volume.geometry.shape} as the image",
-            found=f"{labels.geometry.shape} in the label",
-        )
-    if labels is not None and not volume.geometry.matches(labels.geometry, tolerance_vox=MISMATCH_VOX):
-        raise DataError(
-            "image and label lie in different places",
-            case=name,
-            expected=f"corners within {MISMATCH_VOX} voxel; orientation {''.join(volume.geometry.codes)}",
-            found=f"{volume.geometry.corner_distance_vox(labels.geometry):.3g} voxels; orientation "
-            f"{''.join(labels.geometry.codes)}",
-            todo="mend the label's header or leave the case out",
-        )
-    if labels is not None and (undeclared := spec.undeclared_in(labels.data)):
-        raise DataError(
-            "the label map holds values that dataset.json does not declare",
-            case=name,
-            expected=", ".join(map(str, spec.values)),
-            found=", ".join(map(str, undeclared[:_VALUES_SHOWN])),
-            todo="declare them in dataset.json and plan again, or correct the label map",
-        )
-    bad = sum(int(np.size(channel) - np.isfinite(channel).sum()) for channel in volume.data)
-    if bad:
-        raise DataError(
-            "the image holds voxels that are not finite",
-            case=name,
-            expected="finite numbers",
-            found=f"{bad} voxels with NaN or infinity",
-            todo="replace them in the file, or leave the case out",
-        )
 
 
 def _intensities(

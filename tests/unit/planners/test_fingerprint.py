@@ -198,30 +198,6 @@ def test_what_cannot_be_measured_is_one_message(tmp_path: Path, how: str) -> Non
     assert "1 of 3 cases could not be measured" in text
 
 
-def test_a_wrong_number_of_channels_is_the_cases_fault() -> None:
-    """An image with more channels than declared is refused with its case, not while cases are merged."""
-    image, labels = _volume()
-    image = image.with_data(np.concatenate([image.data] * 3))
-    case = module.Case("case_0", (Path("case_0_0000.nii.gz"),), Path("case_0.nii.gz"))
-    with pytest.raises(DataError, match="number of channels") as caught:
-        module._check_measurable(case, image, labels, 1)
-    assert caught.value.case == "case_0"
-    assert caught.value.todo
-
-
-def test_a_channel_that_is_not_finite_is_named_by_its_file() -> None:
-    """Of several files it is the channel's, of one file with several channels that one."""
-    image, labels = _volume()
-    image = image.with_data(np.concatenate([image.data] * 2))
-    image.data[1, 0, 0, :2] = np.nan
-    files = (Path("a_0000.nii.gz"), Path("a_0001.nii.gz"))
-    for given, blamed in ((files, files[1]), (files[:1], files[0])):
-        with pytest.raises(DataError, match="NaN or infinite") as caught:
-            module._check_measurable(module.Case("a", given, None), image, labels, 2)
-        assert caught.value.file == blamed
-        assert caught.value.found == "2 of 5760 voxels"
-
-
 @pytest.mark.parametrize("how", ["nan", "damaged", "label shape"])
 def test_leaving_out_while_measuring_is_leaving_out_before(tmp_path: Path, how: str) -> None:
     """The fingerprint is the one of a run that was told to skip these cases, whichever they are."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import Plan
 from samunet.core.errors import DataError
 from samunet.core.geometry import AxisOperation, Geometry
-from samunet.core.labels import LARGEST_VALUE
+from samunet.core.labels import LARGEST_VALUE, LabelSpec
 from samunet.core.volume import Volume
+from samunet.preprocessing.checks import check_case
 from samunet.preprocessing.pipeline import preprocess_case
 
 PlanMaker = Callable[..., Plan]
@@ -147,7 +150,7 @@ def test_unusable_cases_are_errors_that_name_the_case(make_plan: PlanMaker, phan
     volume, labels = phantom
     data = volume.data.astype(np.float32)
     data[0, 2, 2, 2:4] = (np.nan, np.inf)
-    with pytest.raises(DataError, match="2 voxels") as caught:
+    with pytest.raises(DataError, match="2 of ") as caught:
         preprocess_case(volume.with_data(data), labels, plan=make_plan(), configuration="2d", name="bad")
     assert caught.value.case == "bad"
     small = Volume(labels.data[:, 1:], Geometry.from_spacing((5, 20, 18), (3, 1, 1)))
@@ -169,3 +172,22 @@ def test_an_image_of_zeros_passes(make_plan: PlanMaker, phantom: Phantom) -> Non
     case = preprocess_case(empty, phantom[1], plan=plan, configuration="2d", name="empty")
     assert case.data.shape == (1, 6, 20, 18)
     assert not case.data.any()
+
+
+def test_a_case_is_refused_with_its_file(phantom: Phantom) -> None:
+    """Of several files it is the channel's, of one file with several channels that one, of labels theirs."""
+    volume, labels = phantom
+    both = volume.with_data(np.concatenate([volume.data] * 2).astype(np.float32))
+    both.data[1, 0, 0, :2] = np.nan
+    spec, files = LabelSpec.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}}), (Path("a_0000.mha"), Path("a_0001.mha"))
+    for given, blamed in ((files, files[1]), (files[:1], files[0])):
+        with pytest.raises(DataError, match="NaN or infinite") as caught:
+            check_case(both, None, num_channels=2, spec=spec, name="a", files=Case("a", given, None))
+        assert (caught.value.case, caught.value.file) == ("a", blamed)
+        assert caught.value.found == f"2 of {volume.data.size} voxels"
+    undeclared = Volume(np.full_like(labels.data, 9), labels.geometry)
+    with pytest.raises(DataError, match="does not declare") as caught:
+        check_case(
+            volume, undeclared, num_channels=1, spec=spec, name="a", files=Case("a", files[:1], Path("labels.mha"))
+        )
+    assert caught.value.file == Path("labels.mha")
