@@ -1,7 +1,7 @@
 """Regret: how many Dice points a search over settings gains on the plan, at the same minutes of training.
 
     python -m benchmarks.regret --minutes 3
-    python -m benchmarks.regret --data FOLDER/Dataset... --minutes 3 --base FOLDER
+    python -m benchmarks.regret --data FOLDER/Dataset... --minutes 3 --base FOLDER --rank-folds 0 1
 
 Per dataset the plan and at most 12 others (input size, context and depth, learning rate, one at a time and input size
 x learning rate; with --base, a folder that holds vit_xs.pth of `benchmarks.base_weights`, also the rank of adapters)
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="of every training")
     parser.add_argument("--base", type=Path, help="folder of vit_xs.pth: compare ranks too")
     parser.add_argument("--folds", nargs="+", help="folds to use; the first is searched where cases are many")
+    parser.add_argument("--rank-folds", nargs="+", help="those of the comparison of ranks; as the others unless said")
     parser.add_argument("--others", type=int, default=MOST_OTHERS, help="at most so many beside the plan")
     parser.add_argument("--workspace", type=Path, default=Path("samunet_workspace"))
     parser.add_argument("--table", action="store_true", help="only print the table")
@@ -120,7 +121,9 @@ def run_dataset(data: Path, options: argparse.Namespace) -> dict[str, Any]:
     if options.base is None:
         return scratch
     base = options.base / f"{RANK_BACKBONE}.pth"
-    return scratch | {"rank": run_study(make_study(data, options, base=base), options.workspace)}
+    about = stored(base.with_suffix(".json"))
+    what = {key: about.get(key) for key in ("minutes", "held_out_iou", "sha256")}
+    return scratch | {"rank": run_study(make_study(data, options, base=base), options.workspace) | {"base": what}}
 
 
 def make_study(data: Path, options: argparse.Namespace, *, base: Path | None) -> Study:
@@ -133,7 +136,8 @@ def make_study(data: Path, options: argparse.Namespace, *, base: Path | None) ->
     assert len(variants) <= 1 + MOST_OTHERS
     copied = install(variants, data.name, source, target)
     groups = load_raw_dataset(data).groups or {}
-    folds = options.folds or [str(index) for index in range(len(read_json(source.splits_file(data.name))))]
+    available = [str(index) for index in range(len(read_json(source.splits_file(data.name))))]
+    folds = folds_to_use(options, available, ranks=base is not None)
     search, fresh = divide(folds, len(set(groups.values())) or len(load_raw_dataset(data).training))
     return Study(
         data,
@@ -145,6 +149,11 @@ def make_study(data: Path, options: argparse.Namespace, *, base: Path | None) ->
         groups,
         below,
     )
+
+
+def folds_to_use(options: argparse.Namespace, available: Sequence[str], *, ranks: bool) -> list[str]:
+    """The folds that were named, for ranks those named for ranks before the others; else all."""
+    return list((options.rank_folds if ranks else None) or options.folds or available)
 
 
 def divide(folds: Sequence[str], num_units: int) -> tuple[list[str], list[str]]:

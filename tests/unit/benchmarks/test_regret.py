@@ -13,7 +13,7 @@ import pytest
 from benchmarks import cells as running
 from benchmarks import regret
 from benchmarks.cells import Cell, paired_points
-from benchmarks.regret import DATASETS, FRESH_SEEDS, Study, best_other, divide, run_study, summary, table
+from benchmarks.regret import DATASETS, FRESH_SEEDS, Study, best_other, divide, folds_to_use, run_study, summary, table
 from benchmarks.variants import (
     MOST_OTHERS,
     PLANNED,
@@ -266,18 +266,40 @@ def test_without_the_measurement_there_is_no_regret(
     assert best_other(chosen, {}) is None
 
 
-def test_the_result_holds_what_the_issue_asks_for(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("named", "ranks", "scratch", "of_ranks"),
+    [
+        (None, None, ["0", "1", "2"], ["0", "1", "2"]),
+        (["0", "2"], None, ["0", "2"], ["0", "2"]),
+        (None, ["0", "1"], ["0", "1", "2"], ["0", "1"]),
+        (["2"], ["1"], ["2"], ["1"]),
+    ],
+)
+def test_folds_of_ranks(
+    named: list[str] | None, ranks: list[str] | None, scratch: list[str], of_ranks: list[str]
+) -> None:
+    """Ranks are compared on folds of their own where they are named, else on those of the search, else on all."""
+    options = argparse.Namespace(folds=named, rank_folds=ranks)
+    assert folds_to_use(options, ["0", "1", "2"], ranks=False) == scratch
+    assert folds_to_use(options, ["0", "1", "2"], ranks=True) == of_ranks
+
+
+def test_the_result_holds_regret_interval_and_cells(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """regret.json is {dataset: {regret, low, high, cells}}, with the rank part below it where there is a base."""
     monkeypatch.setattr(running, "RESULTS", tmp_path)
     monkeypatch.setattr(regret, "plan", lambda *_: None)
     chosen = study(tmp_path, plan, (["0"], ["0"]))
     monkeypatch.setattr(running, "run_cell", fake_runner({v.name: 0.5 for v in chosen.variants}, []))
     monkeypatch.setattr(regret, "make_study", lambda *_, **__: chosen)
+    write_json(tmp_path / "vit_xs.json", {"minutes": 22.0, "sha256": "0f", "held_out_iou": {"box": 0.3}, "seed": 0})
     options = argparse.Namespace(workspace=tmp_path, minutes=3.0, base=tmp_path)
     found = regret.run_dataset(tmp_path / NAME, options)
     for part in (found, found["rank"]):
         assert {"regret", "low", "high", "cells"} <= set(part)
         assert part["regret"] == 0.0
+    assert found["rank"]["base"] == {"minutes": 22.0, "sha256": "0f", "held_out_iou": {"box": 0.3}}
     write_json(tmp_path / "regret.json", {NAME: found})
     shown = table(read_json(tmp_path / "regret.json"))
     assert (shown.count("complete"), shown.count("no result yet")) == (2, len(DATASETS))
