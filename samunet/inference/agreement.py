@@ -93,7 +93,7 @@ class ViewAgreement:
         """(B, K, V, V) bool."""
         if self._labels.has_regions:
             return maps > 0
-        chosen = torch.zeros_like(maps, dtype=torch.bool).scatter_(1, maps.argmax(1, keepdim=True), 1)
+        chosen = torch.zeros_like(maps, dtype=torch.bool).scatter_(1, maps.max(1, keepdim=True).indices, 1)
         return chosen[:, 1:]
 
 

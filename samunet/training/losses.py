@@ -68,9 +68,10 @@ def label_sums(logits: Tensor, target: Tensor) -> LossSums:
     """What :func:`label_loss` is computed from."""
     indices = target[:, 0].long()
     valid = (indices != IGNORE_INDEX).unsqueeze(1)
-    cross_entropy = F.cross_entropy(logits, indices, ignore_index=IGNORE_INDEX, reduction="sum")
+    log_probabilities = F.log_softmax(logits, 1)
+    cross_entropy = F.nll_loss(log_probabilities, indices, ignore_index=IGNORE_INDEX, reduction="sum")
     onehot = torch.zeros_like(logits).scatter_(1, indices.clamp(min=0).unsqueeze(1), 1.0)
-    dice = _dice_sums(logits.softmax(1)[:, 1:], onehot[:, 1:], valid)
+    dice = _dice_sums(log_probabilities[:, 1:].exp(), onehot[:, 1:], valid)
     return LossSums(cross_entropy, valid.sum().float(), *dice)
 
 
@@ -111,8 +112,8 @@ def _weighted(sums: LossSums, weights: LossWeights) -> Tensor:
 
 def _dice_sums(probabilities: Tensor, onehot: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     axes = (0, 2, 3)
-    intersection = (probabilities * onehot * valid).sum(axes)
-    return intersection, (probabilities * valid).sum(axes) + (onehot * valid).sum(axes)
+    counted = probabilities * valid
+    return (counted * onehot).sum(axes), counted.sum(axes) + (onehot * valid).sum(axes)
 
 
 def _dice_of(intersection: Tensor, total: Tensor, smooth: float) -> Tensor:
@@ -163,18 +164,18 @@ def mean_error(total: Tensor, number: Tensor) -> Tensor:
 
 
 def _label_overlap(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Voxels of intersection and union (B, K) of every class but the background."""
-    indices, chosen = target[:, 0].long(), logits.argmax(1)
+    """Voxels of intersection and union (B, K) of every class but the background.
+
+    The classes are those of the largest logit; ``max`` finds them many times faster than ``argmax`` on a CPU.
+    """
     number, classes = logits.shape[:2]
-    rows = torch.arange(number, device=logits.device).view(-1, 1, 1) * classes
-    valid = indices != IGNORE_INDEX
-
-    def counts(values: Tensor, where: Tensor) -> Tensor:
-        found = torch.bincount((rows + values)[where], minlength=number * classes)
-        return found.view(number, classes)[:, 1:].float()
-
-    common = counts(chosen, valid & (chosen == indices))
-    return common, counts(chosen, valid) + counts(indices, valid) - common
+    wanted, chosen = target[:, 0].long(), logits.max(1).indices
+    first = torch.arange(number, device=logits.device).view(-1, 1, 1) * (classes + 1)
+    wanted = first + torch.where(wanted == IGNORE_INDEX, classes, wanted)
+    pairs = torch.bincount((wanted * classes + chosen).flatten(), minlength=number * (classes + 1) * classes)
+    confusion = pairs.view(number, classes + 1, classes)[:, :classes].float()
+    common = confusion.diagonal(dim1=1, dim2=2)
+    return common[:, 1:], (confusion.sum(1) + confusion.sum(2) - common)[:, 1:]
 
 
 def _region_overlap(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

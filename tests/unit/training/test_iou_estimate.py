@@ -50,6 +50,27 @@ def test_errors_are_those_of_the_hard_masks() -> None:
     assert float(total) == pytest.approx((0.5 - 1 / 3) ** 2 + 0.25**2)
 
 
+@pytest.mark.parametrize("classes", [2, 5, 40])
+def test_errors_of_random_masks(classes: int) -> None:
+    """Against IoUs of one class of one slice at a time; a third of the voxels is unknown."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randn(3, classes, 17, 19, generator=generator)
+    target = torch.randint(0, classes, (3, 1, 17, 19), generator=generator).to(torch.int16)
+    target[torch.rand(target.shape, generator=generator) < 1 / 3] = IGNORE_INDEX
+    target[0][target[0] == 1] = 0
+    estimated = torch.rand(3, classes, generator=generator)
+    errors = []
+    for logit, reference, estimate in zip(logits, target[:, 0], estimated, strict=True):
+        known = reference != IGNORE_INDEX
+        for index in range(1, classes):
+            chosen, wanted = (logit.argmax(0) == index) & known, reference == index
+            if int(either := (chosen | wanted).sum()):
+                errors.append((float(estimate[index]) - int((chosen & wanted).sum()) / either) ** 2)
+    total, number = iou_error_sums(logits, target, estimated, has_regions=False)
+    assert int(number) == len(errors)
+    assert float(total) == pytest.approx(float(sum(errors)), rel=1e-5)
+
+
 def test_regions_are_counted_each_for_itself() -> None:
     """Overlapping regions, the second missed where it is: IoU 1 and 0."""
     logits = torch.tensor([[1.0, 1, -1], [-1, -1, -1]]).view(1, 2, 1, 3)
