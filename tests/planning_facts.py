@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,15 +26,17 @@ SCORES = ZScoreRange(lower=-0.5, upper=3.0, lower_nonzero=-1.5, upper_nonzero=2.
 def structure(
     *,
     width_mm: float = 20.0,
+    volume_mm3: float | None = None,
+    num_slices: tuple[int, int, int] | None = None,
     coherence: tuple[float, float, float] = (0.8, 0.8, 0.8),
     centroid_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     coherence_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> StructureFacts:
-    """Facts of one structure."""
+    """Facts of one structure: of a ball on slices of 1 mm, unless said."""
     return StructureFacts(
-        volume_mm3=1000.0,
+        volume_mm3=math.pi / 6 * width_mm**3 if volume_mm3 is None else volume_mm3,
         num_components=1,
-        num_slices=(5, 10, 10),
+        num_slices=num_slices or (max(1, round(width_mm)),) * 3,
         extent_mm=(20.0, 20.0, 20.0),
         width_mm=width_mm,
         centroid_mm=centroid_mm,

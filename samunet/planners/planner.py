@@ -209,13 +209,17 @@ def gather(
     longer = sorted(max(rows, columns) for _, rows, columns in shapes)
     turned = [rules.axis_operation(case, frame) for case in cases]
     widths: dict[str, list[float]] = {}
-    for case in cases:
+    areas: dict[str, list[float]] = {}
+    for case, operation in zip(cases, turned, strict=True):
         for name, structure in case.structures.items():
             widths.setdefault(name, []).append(structure.width_mm)
+            depth_mm = operation.reorder(structure.num_slices)[0] * operation.reorder(case.spacing)[0]
+            areas.setdefault(name, []).append(structure.volume_mm3 / depth_mm)
     plane = sizes.InPlane(
         typical_vox=round(median(longer)),
         largest_vox=longer[-1],
         width_vox=min((median(w) for w in widths.values()), default=0.0) / max(in_plane),
+        area_vox=sizes.area_of_small([median(a) for a in areas.values()]) / (in_plane[0] * in_plane[1]),
         resolution=median(_detail(case, operation, in_plane) for case, operation in zip(cases, turned, strict=True)),
     )
     labels = description.label_spec

@@ -46,7 +46,7 @@ _PRETRAINED = ("sam", "medsam", "mobile_sam", "ssl")
 _WINDOWED = ("mobile_sam", "none")
 _VIT = tuple(weights for weights in _PRETRAINED if weights not in _WINDOWED)
 _HARDWARE = (*MEMORY.values(), MINUTES)
-_SIZE = ("slices in plane", "detail", "thinnest structure")
+_SIZE = ("slices in plane", "detail", "thinnest structure", "small structures")
 _FITTED = (*_SIZE, "slices", "structures", *_HARDWARE)
 
 RESTS_ON: dict[str, Sequence[str | Only]] = {
@@ -149,6 +149,7 @@ def measured(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -
         "slices": f"{facts.num_slices}, {facts.num_foreground_slices} of them with a structure",
         "structures": f"{facts.num_structures}",
         "thinnest structure": f"{plane.width_vox:.1f} voxels at its thickest place" if plane.width_vox else "none",
+        "small structures": f"{plane.area_vox:.0f} square voxels in a slice that holds them" if plane.area_vox else "none",
         "slices in plane": f"{plane.typical_vox} voxels typically, {plane.largest_vox} at most",
         "detail": f"up to {plane.resolution:.2f} of the grid's limit",
         "mirror pairs": ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "") or "none",

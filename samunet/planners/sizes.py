@@ -21,6 +21,8 @@ COARSEST_CELL_VOX = 2.0
 CELLS_PER_WIDTH = 8
 FEW_STEPS_CELL_VOX = 5.0
 FEW_STEPS_CELLS_PER_WIDTH = 0.5
+CELLS_OF_SMALL = 6
+SMALL_SHARE = 0.4
 UPSAMPLED_BELOW = 0.75
 TILE_OVERLAP = 0.5
 SMALLEST_TILE_SHARE = 1 / 8
@@ -34,12 +36,15 @@ class InPlane:
         typical_vox: Median over cases of the longer in-plane side, in target voxels.
         largest_vox: Largest over all cases.
         width_vox: Thickest place of the thinnest structure, in target voxels; 0 if nothing is labelled.
+        area_vox: Mean cross-section of small structures with a slice that holds them, in square voxels: two structures of
+            five are no larger (of up to three the smallest); 0 if nothing is labelled.
         resolution: Fraction of the in-plane Nyquist frequency that carries detail.
     """
 
     typical_vox: int
     largest_vox: int
     width_vox: float
+    area_vox: float
     resolution: float
 
 
@@ -100,10 +105,19 @@ def coarsest_cell(facts: InPlane, *, few_steps: bool) -> float:
     """Voxels a decoder cell may span: two, or an eighth of the thinnest structure's width if that is more (up to 4).
 
     In few steps up to five, at most twice that width: seeing more of a slice then teaches more than detail does
-    (`benchmarks.sizes`).
+    (`benchmarks.sizes`). But so few that six cells make up the cross-section of small structures, down to one voxel:
+    what has fewer is not found at all in few steps (`benchmarks.small_structures`).
     """
-    fine = min(2 * COARSEST_CELL_VOX, max(COARSEST_CELL_VOX, facts.width_vox / CELLS_PER_WIDTH))
-    return max(fine, min(FEW_STEPS_CELL_VOX, facts.width_vox / FEW_STEPS_CELLS_PER_WIDTH)) if few_steps else fine
+    limit = min(2 * COARSEST_CELL_VOX, max(COARSEST_CELL_VOX, facts.width_vox / CELLS_PER_WIDTH))
+    if not few_steps:
+        return limit
+    limit = max(limit, min(FEW_STEPS_CELL_VOX, facts.width_vox / FEW_STEPS_CELLS_PER_WIDTH))
+    return min(limit, max(1.0, math.sqrt(facts.area_vox / CELLS_OF_SMALL))) if facts.area_vox else limit
+
+
+def area_of_small(areas: Sequence[float]) -> float:
+    """The area that two structures of five do not exceed, of up to three the smallest; 0 of none."""
+    return sorted(areas)[int(SMALL_SHARE * (len(areas) - 1))] if areas else 0.0
 
 
 def tile(

@@ -48,8 +48,10 @@ def measured(name: str) -> Facts:
 
 def _hundred_labels() -> Facts:
     names = [f"label_{index}" for index in range(1, 101)]
+    widths = [8 + index % 7 for index in range(100)]
     held = {
-        name: facts.structure(width_mm=8 + index % 7, coherence_mm=(9.0, 9.0, 9.0)) for index, name in enumerate(names)
+        name: facts.structure(width_mm=width, num_slices=(round(width / 3), width, width), coherence_mm=(9.0, 9.0, 9.0))
+        for name, width in zip(names, widths, strict=True)
     }
     cases = [facts.case(shape=(60, 256, 256), spacing=(3, 1, 1), structures=held)] * 20
     labels = {"background": 0, **{name: index for index, name in enumerate(names, 1)}}
@@ -69,7 +71,13 @@ def _tenfold_spacing() -> Facts:
 
 
 def _huge_pictures(number: int = 12) -> Facts:
-    spot = facts.structure(width_mm=40.0, centroid_mm=(2047.5, 2047.5, 0.0), coherence=(0.0, 0.9, 0.9))
+    spot = facts.structure(
+        width_mm=40.0,
+        volume_mm3=1256.6 * 999,
+        num_slices=(1, 40, 40),
+        centroid_mm=(2047.5, 2047.5, 0.0),
+        coherence=(0.0, 0.9, 0.9),
+    )
     cases = [facts.case(shape=(1, 4096, 4096), spacing=(999, 1, 1), structures={"gland": spot}, tilt=0.0)] * number
     channels = ("rgb_to_0_1",) * 3
     return facts.fingerprint(cases, channels=channels), facts.description(channels=channels)

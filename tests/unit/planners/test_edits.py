@@ -307,7 +307,7 @@ def test_a_presets_recipe_is_planned_with_the_overlaps_too() -> None:
 
 def test_tiles_that_overlap_almost_whole_are_planned_at_once() -> None:
     """Their number is computed, not counted up."""
-    plane = sizes.InPlane(typical_vox=60_000, largest_vox=60_000, width_vox=0.0, resolution=1.0)
+    plane = sizes.InPlane(typical_vox=60_000, largest_vox=60_000, width_vox=0.0, area_vox=0.0, resolution=1.0)
     assert sizes.tile(plane, 224, wanted=1120, overlap=1 - 1e-9)[0] <= 224
 
 

@@ -107,7 +107,7 @@ def test_two_structures_on_two_sides_are_a_pair_whatever_their_names() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"volume_mm3": 2500.0}, {"extent_mm": (20.0, 20.0, 40.0)}, {"centroid_mm": (-40.0, 200.0, 0.0)}],
+    [{"volume_mm3": 10_000.0}, {"extent_mm": (20.0, 20.0, 40.0)}, {"centroid_mm": (-40.0, 200.0, 0.0)}],
 )
 def test_what_is_not_alike_or_not_beside_is_no_pair(changes: dict[str, object]) -> None:
     """Another volume, another extent, or farther apart along another axis."""

@@ -9,8 +9,16 @@ from samunet.planners import sizes
 from samunet.planners.sizes import InPlane
 
 
-def plane(typical: int, largest: int | None = None, *, width: float = 10.0, resolution: float = 1.0) -> InPlane:
-    return InPlane(typical, largest or typical, width, resolution)
+def plane(
+    typical: int,
+    largest: int | None = None,
+    *,
+    width: float = 10.0,
+    area: float = 10_000.0,
+    resolution: float = 1.0,
+) -> InPlane:
+    """Slices, with small structures that cover a hundred voxels squared unless said."""
+    return InPlane(typical, largest or typical, width, area, resolution)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +92,28 @@ def test_few_steps_see_more_of_a_slice() -> None:
     assert limits == [2.0, 2.0, 3.0, 5.0, 5.0, 5.0]
     assert sizes.tile(plane(128, width=3), 112, wanted=448, few_steps=True)[0] == 128
     assert sizes.tile(plane(128, width=3), 112, wanted=448)[0] < 128
+
+
+@pytest.mark.parametrize(("area", "limit"), [(0, 5), (2, 1), (6, 1), (24, 2), (54, 3), (150, 5), (9000, 5)])
+def test_small_structures_have_six_cells(area: float, limit: float) -> None:
+    """In few steps their cross-section is made up of six cells, but none is smaller than a voxel."""
+    assert sizes.coarsest_cell(plane(144, width=7.2, area=area), few_steps=True) == pytest.approx(limit)
+    assert sizes.coarsest_cell(plane(144, width=7.2, area=area), few_steps=False) == 2
+
+
+def test_small_lesions_are_not_shown_whole_slices() -> None:
+    """Lesions of 40 square voxels on slices of 144: 28 cells cover 72 voxels, which is learned where 144 is not."""
+    assert sizes.tile(plane(144, width=7.2, area=40), 112, wanted=672, few_steps=True)[0] == 72
+    assert sizes.tile(plane(144, width=7.2, area=400), 112, wanted=672, few_steps=True)[0] == 144
+
+
+@pytest.mark.parametrize(
+    ("areas", "small"),
+    [([], 0), ([7], 7), ([80, 7], 7), ([80, 7, 90], 7), ([80, 7, 90, 8], 8), ([*range(36, -1, -1)], 14)],
+)
+def test_area_of_small_structures(areas: list[float], small: float) -> None:
+    """Of up to three structures the smallest counts, of many two in five may be smaller."""
+    assert sizes.area_of_small(areas) == small
 
 
 def test_huge_slices_are_tiled() -> None:

@@ -211,7 +211,7 @@ def test_the_nearest_sizes_of_slices_are_named(side: int) -> None:
 def test_huge_slices_are_not_searched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few dozen sizes are tried, however large slices are."""
     tried: list[int] = []
-    plane = sizes.InPlane(typical_vox=200_000, largest_vox=200_000, width_vox=0.0, resolution=1.0)
+    plane = sizes.InPlane(typical_vox=200_000, largest_vox=200_000, width_vox=0.0, area_vox=0.0, resolution=1.0)
     asked = sizes.wanted_input
 
     def counted(plane: sizes.InPlane, grid: sizes.Grid) -> tuple[int, str]:
