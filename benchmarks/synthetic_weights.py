@@ -114,7 +114,7 @@ def train_encoder(
 def optimise(
     name: str, loss_of_step: Callable[[], Tensor], modules: list[nn.Module], rate: float, minutes: float
 ) -> tuple[int, float]:
-    """Train modules for some minutes of this process's own time; returns the steps and the last mean loss."""
+    """Train modules for some minutes of this process's own time, a step at least; returns steps and last mean loss."""
     trained = nn.ModuleList(modules)
     parameters = list(trained.parameters())
     groups = [
@@ -124,7 +124,8 @@ def optimise(
     optimizer = torch.optim.AdamW(groups, lr=rate)
     average = MovingAverage(trained, 0.99)
     began, step, recent = time.process_time(), 0, [0.0]
-    while (progress := (time.process_time() - began) / (60 * minutes)) < 1:
+    while (progress := (time.process_time() - began) / (60 * minutes)) < 1 or not step:
+        progress = min(1.0, progress)
         set_learning_rate(optimizer, rate * learning_rate_factor(step, progress, warmup_steps=100, decay=COSINE))
         loss = loss_of_step()
         optimizer.zero_grad(set_to_none=True)
