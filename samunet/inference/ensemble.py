@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import Plan
 from samunet.core.errors import CheckpointError, DataError
 from samunet.core.labels import LabelSpec
@@ -153,9 +154,9 @@ class EnsemblePredictor:
         for predictor in self.predictors:
             predictor.check_prompts(given=given)
 
-    def preprocess(self, volume: Volume, *, name: str = "image") -> list[PreprocessedCase]:
+    def preprocess(self, volume: Volume, *, name: str = "image", files: Case | None = None) -> list[PreprocessedCase]:
         """Bring a volume to every member's store grid; may run ahead in another thread."""
-        return [predictor.preprocess(volume, name=name) for predictor in self.predictors]
+        return [predictor.preprocess(volume, name=name, files=files) for predictor in self.predictors]
 
     def predict_prepared(
         self, case: Sequence[PreprocessedCase], *, with_probabilities: bool = False, with_signs: bool = False

@@ -77,7 +77,7 @@ def predict_cases(
         if prompts is not None and case.name not in prompts:
             raise DataError("there are no prompts for this case", todo="add it to the prompts' file")
         volume = read_volume(case.images, case=case.name)
-        return volume, predictor.preprocess(volume, name=case.name)
+        return volume, predictor.preprocess(volume, name=case.name, files=case)
 
     with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(writers) as writing:
         loaded = _ahead(reading, load, cases, lead=readers)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import Configuration, Plan, ResolvedRecipe
 from samunet.artifacts.prompts import Prompt
 from samunet.artifacts.store import CaseRecord
@@ -128,9 +129,11 @@ class Predictor:
         """The planned configuration the models were trained with."""
         return self.plan.configuration(self.configuration_name)
 
-    def preprocess(self, volume: Volume, *, name: str = "image") -> PreprocessedCase:
+    def preprocess(self, volume: Volume, *, name: str = "image", files: Case | None = None) -> PreprocessedCase:
         """Bring a volume to the store's grid; may run ahead in another thread."""
-        return preprocess_case(volume, None, plan=self.plan, configuration=self.configuration_name, name=name)
+        return preprocess_case(
+            volume, None, plan=self.plan, configuration=self.configuration_name, name=name, files=files
+        )
 
     def predict_preprocessed(
         self,

@@ -211,7 +211,7 @@ def _predict(comparison: Comparison, predictor: Predictor, name: str, work: _Wor
     """Write and score a model's own mask; its probabilities stay on disk. Returns their bytes, 0 without pairs."""
     volume = read_volume(work.case.images, case=work.case.name)
     place = on_disk(scratch / f"{work.case.name}-{name}.npy")
-    prepared = predictor.preprocess(volume, name=work.case.name)
+    prepared = predictor.preprocess(volume, name=work.case.name, files=work.case)
     restored = predictor.predict_prepared(prepared, with_probabilities=comparison.pairs, allocate=place)
     _finish(work, name, restored.labels, predictor.plan.label_spec, volume, folder)
     if restored.probabilities is None:

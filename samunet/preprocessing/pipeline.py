@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import Plan
 from samunet.artifacts.store import CaseRecord, ChannelIntensities
 from samunet.core.labels import LabelSpec
@@ -44,6 +45,7 @@ def preprocess_case(
     plan: Plan,
     configuration: str,
     name: str,
+    files: Case | None = None,
     source_sha256: str = "",
 ) -> PreprocessedCase:
     """Bring a case into the plan's frame, crop it to its nonzero region, normalize and resample it.
@@ -58,12 +60,13 @@ def preprocess_case(
         plan: Frame, normalization and spacing.
         configuration: Name of the configuration whose spacing is wanted.
         name: Case name, for the record and for messages.
+        files: Where image and reference were read from, for messages.
         source_sha256: Hash of the source files, for the record.
 
     Raises:
         DataError: If the channels or label values do not fit the plan, the grids differ, or a voxel is NaN or infinite.
     """
-    check_case(volume, labels, num_channels=len(plan.channel_names), spec=plan.label_spec, name=name)
+    check_case(volume, labels, num_channels=len(plan.channel_names), spec=plan.label_spec, name=name, files=files)
     operation = plan.frame.value.operation_for(volume.geometry)
     canonical = operation.apply_geometry(volume.geometry)
     data = operation.apply(volume.data)

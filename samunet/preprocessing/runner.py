@@ -123,6 +123,7 @@ def _preprocess_one(job: _Job) -> CaseRecord:
         plan=parse_schema(Plan, job.plan),
         configuration=job.configuration,
         name=case.name,
+        files=case,
         source_sha256=source_sha256,
     )
     write_case(job.folder, preprocessed)

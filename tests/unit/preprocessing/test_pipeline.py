@@ -179,7 +179,10 @@ def test_a_case_is_refused_with_its_file(phantom: Phantom) -> None:
     volume, labels = phantom
     both = volume.with_data(np.concatenate([volume.data] * 2).astype(np.float32))
     both.data[1, 0, 0, :2] = np.nan
-    spec, files = LabelSpec.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}}), (Path("a_0000.mha"), Path("a_0001.mha"))
+    spec, files = (
+        LabelSpec.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}}),
+        (Path("a_0000.mha"), Path("a_0001.mha")),
+    )
     for given, blamed in ((files, files[1]), (files[:1], files[0])):
         with pytest.raises(DataError, match="NaN or infinite") as caught:
             check_case(both, None, num_channels=2, spec=spec, name="a", files=Case("a", given, None))
@@ -191,3 +194,12 @@ def test_a_case_is_refused_with_its_file(phantom: Phantom) -> None:
             volume, undeclared, num_channels=1, spec=spec, name="a", files=Case("a", files[:1], Path("labels.mha"))
         )
     assert caught.value.file == Path("labels.mha")
+
+
+def test_preprocessing_names_the_file(make_plan: PlanMaker, phantom: Phantom) -> None:
+    """Training and prediction refuse a case with the file it was read from."""
+    volume, _ = phantom
+    both = volume.with_data(np.concatenate([volume.data] * 2))
+    with pytest.raises(DataError, match="channels do not fit") as caught:
+        preprocess_case(both, None, plan=make_plan(), configuration="2d", name="a", files=Case("a", (Path("a.mha"),)))
+    assert (caught.value.case, caught.value.file) == ("a", Path("a.mha"))
