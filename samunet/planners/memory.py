@@ -42,8 +42,8 @@ _ESTIMATOR_PARAMETERS = 132_000
 # Float32 copies of what trains: two moments and the moving average, and in the update the gradient.
 _HELD_COPIES, _UPDATE_COPIES = 3, 1
 _WIDE, _NARROW, _INDEX = 4, 2, 8
-# Mask decoder, bytes per pixel of S x S in float32 and under autocast. Heads alone: the upsampler with its channel norm,
-# keys, values and residuals of two layers, together 13 maps of 256 channels at stride 16, each one number per pixel.
+# Mask decoder, bytes per pixel of S x S in float32 and under autocast. Heads alone: the upsampler with its channel
+# norm, keys, values and residuals of two layers, together 13 maps of 256 channels at stride 16, a number per pixel.
 # What trains in the transformer keeps its inputs beside: all layers 8 more, q and v 4, bottlenecks 2.5.
 _HEADS = (53.0, 32.0)
 _TRANSFORMER = {"full": (32.0, 18.0), "lora": (17.0, 10.5), "adapters": (10.5, 6.0)}
@@ -103,7 +103,9 @@ def largest_batch(load: Load, *, budget_gib: float, cap: int) -> int:
     if training_bytes(replace(load, slices=cap, accumulates=False)) <= budget_gib * GIB:
         return cap
     part = replace(load, accumulates=True)
-    return bisect_right(range(1, cap), budget_gib * GIB, key=lambda slices: training_bytes(replace(part, slices=slices)))
+    return bisect_right(
+        range(1, cap), budget_gib * GIB, key=lambda slices: training_bytes(replace(part, slices=slices))
+    )
 
 
 def prediction_bytes(load: Load, *, models: int = 1, views: int = 1, plane_vox: int = 0) -> int:

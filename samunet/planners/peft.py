@@ -90,15 +90,15 @@ def encoder_method(
 def decoder_method(weights: WeightsKind, device: DeviceClass) -> tuple[DecoderMethod, str]:
     """What of the mask decoder trains.
 
-    Source: SAMed: trained for long, the whole decoder reaches 81.88, LoRA in it 77.78 Dice on Synapse (finetune-SAM finds
-    the opposite). Decision 0029: what was ahead on a CPU.
+    Source: SAMed: trained for long, the whole decoder reaches 81.88, LoRA in it 77.78 Dice on Synapse (finetune-SAM
+    finds the opposite). Decision 0029: what was ahead on a CPU.
     """
     if weights == "none":
         return DecoderMethod(train="full"), "random weights hold nothing to preserve"
     if device == "cpu":
         return DecoderMethod(train="lora"), (
-            "LoRA in the decoder was ahead of training all of it in each run on a CPU, of 290 to 1320 steps; longer ones "
-            "were not measured"
+            "LoRA in the decoder was ahead of training all of it in each run on a CPU, of 290 to 1320 steps; longer "
+            "ones were not measured"
         )
     return DecoderMethod(train="full"), "the whole decoder reaches 81.88 Dice, LoRA in it 77.78 (SAMed)"
 

@@ -149,7 +149,9 @@ def measured(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -
         "slices": f"{facts.num_slices}, {facts.num_foreground_slices} of them with a structure",
         "structures": f"{facts.num_structures}",
         "thinnest structure": f"{plane.width_vox:.1f} voxels at its thickest place" if plane.width_vox else "none",
-        "small structures": f"{plane.area_vox:.0f} square voxels in a slice that holds them" if plane.area_vox else "none",
+        "small structures": f"{plane.area_vox:.0f} square voxels in a slice that holds them"
+        if plane.area_vox
+        else "none",
         "slices in plane": f"{plane.typical_vox} voxels typically, {plane.largest_vox} at most",
         "detail": f"up to {plane.resolution:.2f} of the grid's limit",
         "mirror pairs": ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "") or "none",

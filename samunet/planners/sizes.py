@@ -36,8 +36,8 @@ class InPlane:
         typical_vox: Median over cases of the longer in-plane side, in target voxels.
         largest_vox: Largest over all cases.
         width_vox: Thickest place of the thinnest structure, in target voxels; 0 if nothing is labelled.
-        area_vox: Mean cross-section of small structures with a slice that holds them, in square voxels: two structures of
-            five are no larger (of up to three the smallest); 0 if nothing is labelled.
+        area_vox: Mean cross-section of small structures with a slice that holds them, in square voxels: two structures
+            of five are no larger (of up to three the smallest); 0 if nothing is labelled.
         resolution: Fraction of the in-plane Nyquist frequency that carries detail.
     """
 

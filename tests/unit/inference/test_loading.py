@@ -170,7 +170,7 @@ def told_of(*bases: BaseWeights) -> list[str]:
 
 
 def test_folds_from_different_weights_are_told_in_one_line(tmp_path: Path) -> None:
-    """With the folds of each file; the same file elsewhere is the same, and one that is gone cannot be told from others."""
+    """With the folds of each file; the same file elsewhere is the same, and one that is gone is told from none."""
     first, other = pretrained(tmp_path, "first", left_out=""), pretrained(tmp_path, "other", left_out="", seed=1)
     (line,) = told_of(first, other, first.model_copy(update={"file": "elsewhere"}))
     assert f"fold 0, 2 from {first.file}; fold 1 from {other.file}" in line

@@ -440,7 +440,9 @@ def test_the_former_mask_is_shown_on_the_tile_of_the_next_slice():
 def test_one_click_alone_lets_sam_choose_among_its_three_masks(train: str, batch: dict[str, Any], expected: list[int]):
     """Only where nothing was trained; everything else, an adapted encoder too, is answered by token 0."""
     method = Method(
-        encoder=EncoderMethod(train="adapters", adapters=(Lora(),)) if train == "encoder" else EncoderMethod(train="frozen"),
+        encoder=EncoderMethod(train="adapters", adapters=(Lora(),))
+        if train == "encoder"
+        else EncoderMethod(train="frozen"),
         decoder=DecoderMethod(train="full" if train == "full" else "none"),
         prompts=PromptMethod(kind="mixed"),
     )

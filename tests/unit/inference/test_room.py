@@ -1,4 +1,4 @@
-"""Memory that is short while predicting: fewer slices at once, one line, the same masks; at the end an error that helps."""
+"""Memory that is short while predicting: fewer slices at once, one line, the same masks; then an error that helps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Bright(nn.Module):
         self.most, self.error = most, error
         self.seen: list[int] = []
 
-    def forward(self, images: Tensor, *, depth: int = 1) -> Tensor:  # noqa: ARG002 - as the model is called
+    def forward(self, images: Tensor, *, depth: int = 1) -> Tensor:
         """(B, C, S, S) to (B, 2, S, S)."""
         self.seen.append(len(images))
         if len(images) > self.most:

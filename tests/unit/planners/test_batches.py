@@ -44,7 +44,7 @@ def test_batch_norm_sees_enough_slices_whatever_the_subset(side: int, gpu: float
 @pytest.mark.parametrize("planned", [(24, 3), (24, 2), (24, 1), (16, 2), (10, 1)])
 @pytest.mark.parametrize("wanted", [8, 9, 10, 12, 15, 17, 20, 23, 25, 40])
 def test_a_batch_that_is_asked_for_is_cut_as_a_planned_one(planned: tuple[int, int], wanted: int) -> None:
-    """It has as many slices as asked for, in parts of eight at least; without batch norm none is larger than planned."""
+    """It has as many slices as asked for, in parts of eight at least; without batch norm none exceeds the planned."""
     facts = fingerprint([case()] * 6)
     plan = make_plan(facts, description(), budget())
     for weights in ("none", "sam"):

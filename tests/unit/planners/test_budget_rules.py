@@ -110,7 +110,9 @@ def test_speed_on_a_cpu_is_that_of_measured_cells() -> None:
     Up to 1.4 times as fast where tiles are large and the cell was measured since the loss takes fewer passes over them.
     """
     maps = {"Dataset021_SunnybrookLV": 2, "Dataset022_MouseBrain": 38, "Dataset023_CurvasCT2D": 4}
-    maps |= {name: 2 + name.endswith("AndHead") for name in {c["dataset"] for c in read_json(SIZES).values()} - set(maps)}
+    maps |= {
+        name: 2 + name.endswith("AndHead") for name in {c["dataset"] for c in read_json(SIZES).values()} - set(maps)
+    }
     off = {}
     for name, cell in read_json(SIZES).items():
         shape = (get_spec(cell["backbone"]), METHODS["full"], cell["input_size"], maps[cell["dataset"]])

@@ -242,7 +242,7 @@ def test_an_orientation_of_no_case_is_refused() -> None:
         edited({("frame",): {**frame, "orientation": ["I", "A", "R"]}})
     assert all(words in str(caught.value) for words in ("frame", "expected: S-A-R", "found: I-A-R", "--overwrite-plan"))
     turned = facts.fingerprint([facts.case(shape=(40, 200, 200), codes=("I", "P", "R"))] * 6)
-    pinned = Edits(choices={"frame": Decided(**{**user(plan().frame.value)})})
+    pinned = Edits(choices={"frame": Decided(**user(plan().frame.value))})
     with pytest.raises(ConfigError, match="no case has the orientation"):
         make_plan(turned, facts.description(), facts.budget(), edits=pinned)
 

@@ -6,19 +6,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
-
-from samunet.artifacts.plan import ResolvedRecipe
-from samunet.core.labels import LabelSpec
-from samunet.planners import memory
-from samunet.planners.load import Load
-
-torch = pytest.importorskip("torch")
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.memory import LIMIT, load_of
 from benchmarks.training_step import GpuCasts, LiveBytes, _valueless, build, recipe_of
+from samunet.artifacts.plan import ResolvedRecipe
+from samunet.core.labels import LabelSpec
 from samunet.inference.agreement import ViewAgreement
 from samunet.inference.sliding import SlidingOptions, SlidingPredictor
+from samunet.planners import memory
+from samunet.planners.load import Load
 
 BOTH_AXES, VIEWS = (0, 1), 4
 FORWARDS = {
@@ -82,7 +80,7 @@ def test_every_model_and_view_is_counted(models: int, mirror: tuple[int, ...], v
 
 
 def test_what_a_gpu_was_planned_for_holds_a_prediction_too() -> None:
-    """At 1120 px 8 GiB hold a training step of 12 slices, but not the forward of 48; one of a fitting number they do."""
+    """At 1120 px 8 GiB hold a training step of 12 slices, but not the forward of 48; one that fits they do."""
     load = load_of("vit_b", 1120, "lora", "bf16", "folded", tile_vox=512, num_tokens=2)
     for tokens in (2, 101):
         wanted = replace(load, num_tokens=tokens)
