@@ -54,6 +54,7 @@ class Cell:
         fold: Fold to train, where it is not the same for all cells.
         preprocessed: Folder of plans and stores, where it is not the workspace's.
         mirror: Average predictions over mirrored views.
+        model_of: Cell whose model is scored, where nothing else is to be trained; without it the cell trains its own.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Cell:
     fold: str | None = None
     preprocessed: Path | None = None
     mirror: bool = False
+    model_of: str | None = None
 
 
 def plan(data: Path, workspace: Path, minutes: float, configurations: Sequence[str] = ()) -> None:
@@ -131,9 +133,12 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
     fold = cell.fold or fold
     preprocessed = cell.preprocessed or workspace / "preprocessed"
     folders = ["--raw", str(cell.data.parent), "--preprocessed", str(preprocessed)]
-    words = ["samunet.cli.train", cell.data.name, fold, "--device", "cpu", "--time-limit", f"{cell.minutes:g}"]
-    words += ["--cpu-clock", "--workers", "0", "--overwrite", *([] if cell.mirror else ["--disable_tta"])]
-    words += [*cell.words, *folders, "--results", str(below)]
+    words = ["samunet.cli.train", cell.data.name, fold, "--device", "cpu"]
+    if copy_model(cell, workspace, fold):
+        words += ["--val"]
+    else:
+        words += ["--time-limit", f"{cell.minutes:g}", "--cpu-clock", "--workers", "0", "--overwrite"]
+    words += [*([] if cell.mirror else ["--disable_tta"]), *cell.words, *folders, "--results", str(below)]
     print("+", " ".join(words), flush=True)
     code, used = measured([sys.executable, "-m", *words])
     found = sorted(below.glob(f"*/*__*__*/fold_{fold}/checkpoint_final.safetensors"))
@@ -141,6 +146,15 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
         return {"failed": f"exit code {code}", **used}
     run = read_run(found[0].parent, load_raw_dataset(cell.data).groups or {})
     return {**dict(cell.facts), **run, **used, **identity(cell, fold)}
+
+
+def copy_model(cell: Cell, workspace: Path, fold: str) -> bool:
+    """Whether the other cell's finished model now stands in this cell's folder, without its scores."""
+    source = None if cell.model_of is None else cell_folder(workspace, cell.model_of)
+    if source is None or not list(source.glob(f"*/*__*__*/fold_{fold}/checkpoint_final.safetensors")):
+        return False
+    shutil.copytree(source, cell_folder(workspace, cell.name), ignore=shutil.ignore_patterns("validation*"))
+    return True
 
 
 def identity(cell: Cell, fold: str) -> dict[str, Any]:

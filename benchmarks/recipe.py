@@ -42,8 +42,9 @@ class Change:
         recipe: Fields of the recipe that differ from the plan's.
         tile_factor: On the side of the planned tile; never more than the largest slice.
         configuration: Other than the recommended one.
+        design: Fields of the configuration that differ from the plan's.
         words: Further words of samunet_train.
-        mirror: Average predictions over mirrored views.
+        mirror: Average the plan's predictions over mirrored views.
         pretrained: Start from the weights that are given.
     """
 
@@ -51,6 +52,7 @@ class Change:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     tile_factor: float | None = None
     configuration: str | None = None
+    design: Mapping[str, Any] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     mirror: bool = False
     pretrained: bool = False
@@ -68,12 +70,14 @@ CHANGES: dict[str, Change] = {
     "side path, two convolutions per stage": Change("side path", side_path(path_convolutions=2)),
     "side path, deep supervision": Change("side path", side_path(deep_supervision=True)),
     "side path, 112 px": Change("side path", side_path() | {"input_size": 112}),
+    "progressive decoder": Change("decoder", {"decoder": {"train": "full", "upsampler": "progressive"}}),
     "112 px": Change("input", {"input_size": 112}),
     "tile x 1.5": Change("field of view", tile_factor=1.5),
     "tile x 2": Change("field of view", tile_factor=2),
     "tile x 4": Change("field of view", tile_factor=4),
     "2d": Change("context", configuration="2d"),
     "2.5d": Change("context", configuration="2.5d"),
+    "five slices": Change("context", design={"context_slices": 2, "channels": "projection"}),
     "3d": Change("depth", configuration="3d"),
     "rate / 2": Change("rate", {"learning_rate": 1e-3}),
     "rate x 2": Change("rate", {"learning_rate": 4e-3}),
@@ -120,13 +124,23 @@ def cells(data: Path, options: argparse.Namespace) -> list[Cell]:
             words = ("--weights", *map(str, start), "-c", configuration, "--seed", f"{seed}", *change.words)
             facts = {"dataset": data.name, "group": change.group, "change": title, "minutes": options.minutes}
             facts |= {"plan": key}
-            name = f"{data.name} {title} seed {seed} {options.minutes:g} min plan {key}"
+            tail = f"seed {seed} {options.minutes:g} min plan {key}"
             if options.num_cases:
                 words += ("--num-cases", f"{options.num_cases}")
                 facts |= {"num_cases": options.num_cases}
-                name += f" {options.num_cases} cases"
+                tail += f" {options.num_cases} cases"
+            name, of = (f"{data.name} {one} {tail}" for one in (title, PLANNED))
             made.append(
-                Cell(name, data, options.minutes, words, facts, preprocessed=target.preprocessed, mirror=change.mirror)
+                Cell(
+                    name,
+                    data,
+                    options.minutes,
+                    words,
+                    facts,
+                    preprocessed=target.preprocessed,
+                    mirror=change.mirror,
+                    model_of=of if change.mirror else None,
+                )
             )
     return made
 
@@ -153,12 +167,13 @@ def install(dataset: str, source: Workspace, target: Workspace) -> tuple[dict[st
                 continue
             fields["tile_vox"] = min(facts.plane.largest_vox, round(change.tile_factor * recipe.tile_vox.value))
         names[title] = parent
-        if fields:
-            names[title] = f"changed_{sha256_json(fields)[:8]}"
-            edits = {name: {"value": edited(recipe, name, value), "reason": title} for name, value in fields.items()}
+        if fields or change.design:
+            names[title] = f"changed_{sha256_json([fields, change.design])[:8]}"
+            edits = {name: edited(recipe, name, value) for name, value in fields.items()}
             content["configurations"][names[title]] = {
                 "inherits_from": parent,
-                "recipes": {"none": {"cpu": edits}},
+                **{name: {"value": value, "reason": title} for name, value in change.design.items()},
+                "recipes": {"none": {"cpu": {n: {"value": v, "reason": title} for n, v in edits.items()}}},
             }
     copy_dataset(dataset, source, target)
     write_json(target.plan_file(dataset), content)

@@ -57,3 +57,19 @@ def test_an_outdated_row_is_not_the_same_run(tmp_path: Path, monkeypatch: pytest
     for mark in ({}, {"outdated": True}, {"failed": "exit code 2"}):
         write_json(tmp_path / "table.json", {"row": {**row, **mark}})
         assert (cells.same_run(cell, "0") is None) == bool(mark)
+
+
+def test_the_model_of_another_cell_is_scored_anew(tmp_path: Path) -> None:
+    """What was trained is copied, its scores are not; without a finished model the cell trains its own."""
+    trained, scored = Cell("plan", DATA, 5.0), Cell("mirrored views", DATA, 5.0, mirror=True, model_of="plan")
+    fold = cells.cell_folder(tmp_path, "plan") / DATA.name / "2d__auto__none" / "fold_0"
+    (fold / "validation").mkdir(parents=True)
+    (fold / "validation" / "summary.json").touch()
+    assert not cells.copy_model(scored, tmp_path, "0")
+    (fold / "checkpoint_final.safetensors").write_text("weights")
+    assert not cells.copy_model(trained, tmp_path, "0")
+    assert not cells.copy_model(scored, tmp_path, "1")
+    assert cells.copy_model(scored, tmp_path, "0")
+    own = cells.cell_folder(tmp_path, "mirrored views") / DATA.name / "2d__auto__none" / "fold_0"
+    assert (own / "checkpoint_final.safetensors").read_text() == "weights"
+    assert not (own / "validation").exists()
