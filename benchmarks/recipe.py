@@ -66,10 +66,15 @@ def side_path(**changes: Any) -> dict[str, Any]:
 CHANGES: dict[str, Change] = {
     PLANNED: Change("plan"),
     "side path": Change("side path", side_path()),
-    "side path of width 32": Change("side path", side_path(path_width=32)),
-    "side path, two convolutions per stage": Change("side path", side_path(path_convolutions=2)),
-    "side path, deep supervision": Change("side path", side_path(deep_supervision=True)),
     "side path, 112 px": Change("side path", side_path() | {"input_size": 112}),
+    "side path, 96 px": Change("side path", side_path() | {"input_size": 96}),
+    "side path, 64 px": Change("side path", side_path() | {"input_size": 64}),
+    "side path of width 8, 112 px": Change("side path", side_path(path_width=8) | {"input_size": 112}),
+    "side path of width 32, 64 px": Change("side path", side_path(path_width=32) | {"input_size": 64}),
+    "side path, two convolutions per stage, 64 px": Change(
+        "side path", side_path(path_convolutions=2) | {"input_size": 64}
+    ),
+    "side path, deep supervision, 112 px": Change("side path", side_path(deep_supervision=True) | {"input_size": 112}),
     "progressive decoder": Change("decoder", {"decoder": {"train": "full", "upsampler": "progressive"}}),
     "112 px": Change("input", {"input_size": 112}),
     "tile x 1.5": Change("field of view", tile_factor=1.5),
