@@ -67,6 +67,7 @@ CHANGES: dict[str, Change] = {
     PLANNED: Change("plan"),
     "side path": Change("side path", side_path()),
     "side path, 112 px": Change("side path", side_path() | {"input_size": 112}),
+    "side path, 160 px": Change("side path", side_path() | {"input_size": 160}),
     "side path, 96 px": Change("side path", side_path() | {"input_size": 96}),
     "side path, 64 px": Change("side path", side_path() | {"input_size": 64}),
     "side path of width 8, 112 px": Change("side path", side_path(path_width=8) | {"input_size": 112}),
