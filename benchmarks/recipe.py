@@ -67,18 +67,11 @@ CHANGES: dict[str, Change] = {
     PLANNED: Change("plan"),
     "side path": Change("side path", side_path()),
     "side path, 112 px": Change("side path", side_path() | {"input_size": 112}),
-    "side path, 160 px": Change("side path", side_path() | {"input_size": 160}),
     "side path, 96 px": Change("side path", side_path() | {"input_size": 96}),
     "side path, 64 px": Change("side path", side_path() | {"input_size": 64}),
-    "side path of width 8, 112 px": Change("side path", side_path(path_width=8) | {"input_size": 112}),
     "side path of width 32, 64 px": Change("side path", side_path(path_width=32) | {"input_size": 64}),
     "side path, 2 convolutions, 64 px": Change("side path", side_path(path_convolutions=2) | {"input_size": 64}),
     "side path, deep supervision, 64 px": Change("side path", side_path(deep_supervision=True) | {"input_size": 64}),
-    "side path, 64 px, five slices": Change(
-        "side path", side_path() | {"input_size": 64}, design={"context_slices": 2, "channels": "projection"}
-    ),
-    "side path, 64 px, rate x 2": Change("side path", side_path() | {"input_size": 64, "learning_rate": 4e-3}),
-    "side path, 64 px, rate / 2": Change("side path", side_path() | {"input_size": 64, "learning_rate": 1e-3}),
     "progressive decoder": Change("decoder", {"decoder": {"train": "full", "upsampler": "progressive"}}),
     "112 px": Change("input", {"input_size": 112}),
     "tile x 1.5": Change("field of view", tile_factor=1.5),
