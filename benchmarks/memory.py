@@ -57,6 +57,7 @@ METHODS: dict[str, Method] = {
     "lora_late": LATE,
     "adapters": Method(encoder=EncoderMethod(train="adapters", adapters=(Bottleneck(),))),
     "side_path": LORA.model_copy(update={"decoder": DecoderMethod(upsampler="side_path")}),
+    "side_path_at_stride_2": LORA.model_copy(update={"decoder": DecoderMethod(upsampler="side_path", path_stride=2)}),
     "side_path_supervised": LORA.model_copy(
         update={"decoder": DecoderMethod(upsampler="side_path", deep_supervision=True)}
     ),

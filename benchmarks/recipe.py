@@ -40,7 +40,7 @@ class Change:
     Args:
         group: What it is about.
         recipe: Fields of the recipe that differ from the plan's.
-        tile_factor: On the side of the planned tile; never more than the largest slice.
+        tile_factor: On the side of the planned tile; no more than the largest slice.
         configuration: Other than the recommended one.
         design: Fields of the configuration that differ from the plan's.
         words: Further words of samunet_train.
@@ -58,25 +58,32 @@ class Change:
     pretrained: bool = False
 
 
-def side_path(**changes: Any) -> dict[str, Any]:
-    """The side path with other values."""
-    return {"decoder": {"train": "full", "upsampler": "side_path"} | changes}
+def decoder(upsampler: str = "side_path", **changes: Any) -> dict[str, Any]:
+    """The planned decoder with other values."""
+    path = {"path_stride": 2} if upsampler == "side_path" else {}
+    return {"decoder": {"train": "full", "upsampler": upsampler} | path | changes}
 
 
 CHANGES: dict[str, Change] = {
     PLANNED: Change("plan"),
-    "side path": Change("side path", side_path()),
-    "side path, 112 px": Change("side path", side_path() | {"input_size": 112}),
-    "side path, 96 px": Change("side path", side_path() | {"input_size": 96}),
-    "side path, 64 px": Change("side path", side_path() | {"input_size": 64}),
-    "side path of width 32, 64 px": Change("side path", side_path(path_width=32) | {"input_size": 64}),
-    "side path, 2 convolutions, 64 px": Change("side path", side_path(path_convolutions=2) | {"input_size": 64}),
-    "side path, deep supervision, 64 px": Change("side path", side_path(deep_supervision=True) | {"input_size": 64}),
-    "progressive decoder": Change("decoder", {"decoder": {"train": "full", "upsampler": "progressive"}}),
+    "SAM's decoder, 112 px": Change("side path", decoder("sam") | {"input_size": 112}),
+    "SAM's decoder, 224 px": Change("side path", decoder("sam") | {"input_size": 224}),
+    "progressive decoder, 112 px": Change("decoder", decoder("progressive") | {"input_size": 112}),
+    "path from stride 1": Change("decoder", decoder(path_stride=1)),
+    "path from stride 1, 64 px": Change("decoder", decoder(path_stride=1) | {"input_size": 64}),
+    "path of width 8": Change("decoder", decoder(path_width=8)),
+    "path of width 32": Change("decoder", decoder(path_width=32)),
+    "two convolutions per stage": Change("decoder", decoder(path_convolutions=2)),
+    "deep supervision": Change("decoder", decoder(deep_supervision=True)),
+    "64 px": Change("input", {"input_size": 64}),
+    "96 px": Change("input", {"input_size": 96}),
     "112 px": Change("input", {"input_size": 112}),
+    "128 px": Change("input", {"input_size": 128}),
+    "224 px": Change("input", {"input_size": 224}),
+    "tile / 2": Change("field of view", tile_factor=0.5),
+    "tile / 1.5": Change("field of view", tile_factor=1 / 1.5),
     "tile x 1.5": Change("field of view", tile_factor=1.5),
     "tile x 2": Change("field of view", tile_factor=2),
-    "tile x 4": Change("field of view", tile_factor=4),
     "2d": Change("context", configuration="2d"),
     "2.5d": Change("context", configuration="2.5d"),
     "five slices": Change("context", design={"context_slices": 2, "channels": "projection"}),
@@ -89,6 +96,7 @@ CHANGES: dict[str, Change] = {
     "no augmentation": Change("augmentation", words=("--no-augmentation",)),
     "augmentation 2.5 times as often": Change("augmentation", {"augmentation": {"frequency": 2.5}}),
     "ViT instead of TinyViT": Change("backbone", {"backbone": "vit_xs"}),
+    "TinyViT of MobileSAM's size": Change("backbone", {"backbone": "vit_t"}),
     "mirrored views": Change("TTA", mirror=True),
     "pretrained encoder": Change("pretraining", pretrained=True),
     "pretrained encoder, rate / 4": Change("pretraining", words=("--lr", "0.0005"), pretrained=True),
@@ -165,9 +173,10 @@ def install(dataset: str, source: Workspace, target: Workspace) -> tuple[dict[st
         recipe = planned.configuration(parent).recipes["none"]["cpu"]
         fields = dict(change.recipe)
         if change.tile_factor is not None:
-            if recipe.tile_vox.value >= facts.plane.largest_vox:
+            side = min(facts.plane.largest_vox, round(change.tile_factor * recipe.tile_vox.value))
+            if side == recipe.tile_vox.value:
                 continue
-            fields["tile_vox"] = min(facts.plane.largest_vox, round(change.tile_factor * recipe.tile_vox.value))
+            fields["tile_vox"] = side
         names[title] = parent
         if fields or change.design:
             names[title] = f"changed_{sha256_json([fields, change.design])[:8]}"
@@ -217,17 +226,8 @@ def selection(cases: list[str], groups: Mapping[str, str]) -> dict[str, list[str
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: Dice of every change, and its difference to the plan on the same cases."""
-    head = [
-        "dataset",
-        "part",
-        "change",
-        "minutes",
-        "seeds",
-        "Dice",
-        "change - plan, points (95 %)",
-        "steps",
-        "slices/s",
-    ]
+    head = ["dataset", "part", "change", "px", "minutes", "seeds", "Dice"]
+    head += ["change - plan, points (95 %)", "steps", "slices/s"]
     lines = [row(head), row(["---"] * len(head))]
     found = [cell for cell in results.values() if "failed" not in cell]
     runs: dict[tuple[str, int, float, str], dict[str, list[dict[str, Any]]]] = {}
@@ -235,20 +235,27 @@ def table(results: dict[str, Any]) -> str:
         place = (cell["dataset"], cell.get("num_cases", 0), cell["minutes"], cell.get("plan", ""))
         run = runs.setdefault(place, {})
         run.setdefault(cell["change"], []).append(cell)
+    order = list(CHANGES)
     for (dataset, num_cases, minutes, _), cells_of in sorted(runs.items()):
         where = f"{dataset}, {num_cases} cases" if num_cases else dataset
         plans = {cell["seed"]: cell for cell in cells_of.get(PLANNED, [])}
-        for title in [title for title in CHANGES if title in cells_of]:
-            change, same = CHANGES[title], cells_of[title]
+        # Changes of earlier plans, which are no rows any more, come last.
+        for title in sorted(cells_of, key=lambda one: (order.index(one) if one in order else len(order), one)):
+            same = cells_of[title]
             pairs = [paired(c, plans[c["seed"]]) for c in same if c["seed"] in plans]
             shown = "; ".join(f"{POINTS * m:+.1f} ({span_of(POINTS * low, POINTS * high)})" for m, low, high in pairs)
             mean = sum(c["mean_dice"] for c in same) / len(same)
-            steps, speed = same[0]["steps"], same[0]["images_per_second"]
-            text = shown if title != PLANNED else ""
-            lines.append(
-                row([where, change.group, title, f"{minutes:g}", len(same), f"{mean:.3f}", text, steps, speed])
-            )
+            first = same[0]
+            name = title if title != PLANNED else f"{PLANNED}: {decoder_of(first)}"
+            facts = [where, first["group"], name, first["input_size"], f"{minutes:g}", len(same), f"{mean:.3f}"]
+            difference = shown if title != PLANNED else ""
+            lines.append(row([*facts, difference, first["steps"], first["images_per_second"]]))
     return "\n".join(lines)
+
+
+def decoder_of(cell: Mapping[str, Any]) -> str:
+    """What decodes, of a row's method: plans differ in it."""
+    return "side path" if "side path" in cell["method"] else "SAM's decoder"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ def _some(blocks: tuple[int, ...]) -> tuple[int, ...]:
     return blocks
 
 
+SIDE_PATH_FIELDS = ("upsampler", "path_stride", "path_width", "path_convolutions", "deep_supervision")
 Blocks = Annotated[tuple[int, ...], AfterValidator(_some)] | None
 
 
@@ -215,10 +216,11 @@ class DecoderMethod(Schema):
         rank: Of the low-rank updates.
         ratio: Hidden width of the bottlenecks over 256.
         conditioning: How the bottleneck after the tokens' look at the image depends on the prompt.
-        upsampler: SAM's two steps, or four to full resolution, which a convolutional path at strides 8 to 1 may join.
-        path_width: Channels of that path at stride 1; twice as many at stride 2, SAM's own at 4 and 8.
+        upsampler: SAM's two steps, or four to full resolution, or those that a convolutional path of the image joins.
+        path_stride: Of that path's first stage and of the masks; at 2 it sees squares of four pixels at once.
+        path_width: Channels of its first stage, twice as many at the second; SAM's own at strides 4 and 8.
         path_convolutions: Per stage of that path, down and up.
-        deep_supervision: Whether strides 2 and 4 of that path have a loss too, a half and a quarter of the finest's.
+        deep_supervision: Whether its second and third stage have a loss too, a half and a quarter of the first's.
 
     Source: SAMed_s (LoRA); Medical SAM Adapter (adapters, HyP-Adpt); MA-SAM (progressive); nnU-Net (deep supervision).
     """
@@ -228,6 +230,7 @@ class DecoderMethod(Schema):
     ratio: float = Field(default=0.25, gt=0, le=1)
     conditioning: Literal["none", "add", "concat", "hyper"] = "none"
     upsampler: Literal["sam", "progressive", "side_path"] = "sam"
+    path_stride: Literal[1, 2] = 1
     path_width: int = Field(default=16, ge=4)
     path_convolutions: int = Field(default=1, ge=1, le=4)
     deep_supervision: bool = False
@@ -311,7 +314,8 @@ def summarise(method: Method) -> str:
         return " + ".join([*encoder, "U-Net"])
     decoder = f"{method.decoder.train} decoder"
     if method.decoder.upsampler == "side_path":
-        decoder += f" with side path {method.decoder.path_width}{', supervised' * method.decoder.deep_supervision}"
+        decoder += f" with side path {method.decoder.path_width}/{method.decoder.path_stride}"
+        decoder += ", supervised" * method.decoder.deep_supervision
     if method.decoder.conditioning != "none":
         decoder += f" ({method.decoder.conditioning})"
     prompted = [f"{method.prompts.kind} prompts"] if method.promptable else []
@@ -373,12 +377,11 @@ def _unread(method: Method) -> list[str]:
     sided, bottlenecks = decoder.upsampler == "side_path", decoder.train == "adapters"
     boxes, clicks = prompts.kind in ("box", "mixed"), prompts.kind in ("points", "mixed")
     simulated = ("box_shift", "clicks", "corrections")
-    path = ("path_width", "path_convolutions", "deep_supervision")
     rows: list[tuple[bool, str, Any, tuple[str, ...], str]] = [
         (decoder.train == "lora", "decoder", decoder, ("rank",), "by low-rank updates only: set decoder.train to lora"),
         (bottlenecks, "decoder", decoder, ("ratio", "conditioning"), "by adapters only: set decoder.train to adapters"),
         (method.promptable, "decoder", decoder, ("conditioning",), "with prompts only: set prompts.kind"),
-        (sided, "decoder", decoder, path, "by the side path only: set decoder.upsampler to side_path"),
+        (sided, "decoder", decoder, SIDE_PATH_FIELDS[1:], "by the side path only: set decoder.upsampler to side_path"),
         (boxes, "prompts", prompts, ("box_shift",), "for boxes only: set prompts.kind to box or mixed"),
         (clicks, "prompts", prompts, ("clicks", "corrections"), "for clicks only: set prompts.kind to points or mixed"),
         (method.trains_anything, "prompts", prompts, simulated, "in training only: set decoder.train to full"),
@@ -397,54 +400,3 @@ def _unread(method: Method) -> list[str]:
         for name in names
         if not is_read and getattr(part, name) != type(part).model_fields[name].default
     ]
-
-
-def faults_with_weights(method: Method, weights_kind: str, *, has_decoder: bool = True) -> list[str]:
-    """What does not go with a kind of weights, each with what to change.
-
-    Args:
-        method: What is adapted and how.
-        weights_kind: Kind of weights; "none" is random.
-        has_decoder: Whether weights that are not random hold the mask decoder, or another file supplies it.
-    """
-    faults = []
-    if weights_kind == "none" and method.encoder.train != "full":
-        faults.append(
-            f"an encoder that is {'frozen' if method.encoder.train == 'frozen' else 'adapted'} needs pretrained "
-            "weights: give --weights, or set encoder.train to full"
-        )
-    if method.fusion.kind != "sam" or method.decoder.train == "full":
-        return faults
-    if weights_kind == "none":
-        faults.append("parts of the decoder would stay random: give --weights, or set decoder.train to full")
-    elif not has_decoder:
-        faults.append(
-            "these weights hold an encoder only, and parts of the decoder would stay random: set decoder.train to "
-            "full, or give weights with a decoder"
-        )
-    return faults
-
-
-def faults_with_slabs(method: Method, slab_depth: int) -> list[str]:
-    """What does not go with slabs of so many slices, each with what to change."""
-    if slab_depth == 1 or method.depth.kind != "none":
-        return []
-    return [f"slabs of {slab_depth} slices need a depth mechanism: set depth.kind, or slab_depth to 1"]
-
-
-def faults_with_blocks(method: Method, num_blocks: int) -> list[str]:
-    """What does not go with an encoder of so many attention blocks, each with what to change."""
-    faults = []
-    places = {f"encoder.adapters.{i}": adapter for i, adapter in enumerate(method.encoder.adapters)}
-    for place, part in (places | {"depth": method.depth}).items():
-        blocks = getattr(part, "blocks", None)
-        unknown = [index for index in blocks or () if not -num_blocks <= index < num_blocks]
-        if unknown:
-            faults.append(
-                f"the encoder has blocks 0 to {num_blocks - 1} (from the end -1 to -{num_blocks}), not "
-                f"{', '.join(map(str, unknown))}: set {place}.blocks"
-            )
-        ranks = getattr(part, "ranks", None)
-        if ranks is not None and blocks is None and len(ranks) != num_blocks:
-            faults.append(f"{num_blocks} blocks need as many ranks, found {len(ranks)}: set {place}.ranks, or to null")
-    return faults

@@ -19,6 +19,11 @@ SAM_UPSAMPLED = (32, 64)
 SAM_SIZE = 1024
 
 
+def side_path_widths(stride: int, width: int) -> list[int]:
+    """Channels of a side path's stages: its own from its stride on, then SAM's at strides 4 and 8."""
+    return [*([width, 2 * width] if stride == 1 else [width]), *SAM_UPSAMPLED]
+
+
 class SamSpec(Schema):
     """A SAM image encoder.
 

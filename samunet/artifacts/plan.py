@@ -23,10 +23,8 @@ from samunet.artifacts.method import (
     Method,
     PromptMethod,
     faults_of,
-    faults_with_blocks,
-    faults_with_slabs,
-    faults_with_weights,
 )
+from samunet.artifacts.method_faults import faults_with_blocks, faults_with_slabs, faults_with_weights
 from samunet.artifacts.model_spec import SPECS, TOKEN_SIZE
 from samunet.artifacts.plan_document import COPY, EDITED, marked, read_record, reduced, resolved, write_with_record
 from samunet.artifacts.plan_parts import Budget as Budget

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from samunet.artifacts.method import faults_with_weights
+from samunet.artifacts.method_faults import faults_with_weights
 from samunet.artifacts.model_spec import STOCK_TOKENS, get_spec
 from samunet.artifacts.plan import ResolvedRecipe
 from samunet.core.errors import ConfigError

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from samunet.artifacts.fingerprint import Fingerprint
-from samunet.artifacts.method import faults_with_weights, summarise
+from samunet.artifacts.method import summarise
+from samunet.artifacts.method_faults import faults_with_weights
 from samunet.artifacts.plan import (
     Configuration,
     DeviceClass,

@@ -5,8 +5,17 @@ Legend: D token width, r rank, h bottleneck width, L blocks, T mask tokens.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from samunet.artifacts.method import Bottleneck, DecoderMethod, Fact, HighFrequency, Lora, Method, PeftLibrary
-from samunet.artifacts.model_spec import PROMPT_DIM, SAM_UPSAMPLED, TOKEN_SIZE, SamSpec
+from samunet.artifacts.model_spec import (
+    DECODER_STRIDE,
+    PROMPT_DIM,
+    SAM_UPSAMPLED,
+    TOKEN_SIZE,
+    SamSpec,
+    side_path_widths,
+)
 
 _TRANSFORMER = 3_291_264
 _UPSCALER = 73_952
@@ -63,6 +72,13 @@ def bottleneck_parameters(dim: int, ratio: float) -> int:
     return 2 * dim * hidden + hidden + dim
 
 
+def mask_stride(method: Method) -> int:
+    """Encoder pixels per cell of the masks."""
+    if method.fusion.kind == "unet" or method.decoder.upsampler == "progressive":
+        return 1
+    return method.decoder.path_stride if method.decoder.upsampler == "side_path" else DECODER_STRIDE
+
+
 def decoder_parameters(method: Method, num_tokens: int) -> int:
     """Parameters of the decoder that train, as this project counts: those that some output depends on."""
     decoder = method.decoder
@@ -89,16 +105,18 @@ def decoder_parameters(method: Method, num_tokens: int) -> int:
 
 def _side_path(decoder: DecoderMethod, num_tokens: int) -> int:
     """The path of the image, what joins it, the two doublings that SAM does not have, and what makes coarse maps."""
-    width, convolutions = decoder.path_width, decoder.path_convolutions
-    widths = [width, 2 * width, *SAM_UPSAMPLED]
+    convolutions = decoder.path_convolutions
+    widths = side_path_widths(decoder.path_stride, decoder.path_width)
 
     def stage(before: int, after: int) -> int:
         return 9 * after * (before + (convolutions - 1) * after) + 3 * after * convolutions
 
-    path = sum(stage(before, after) for before, after in zip([3, *widths], widths, strict=False))
+    path = sum(
+        stage(before, after) for before, after in zip([3 * decoder.path_stride**2, *widths], widths, strict=False)
+    )
     joins = sum(stage(2 * channels, channels) for channels in widths)
     coarse = num_tokens * sum(widths[i] + 1 for i in (1, 2)) if decoder.deep_supervision else 0
-    return path + joins + coarse + sum(4 * widths[i + 1] * widths[i] + widths[i] for i in (0, 1))
+    return path + joins + coarse + sum(4 * after * before + before for before, after in pairwise(widths[:-1]))
 
 
 def _decoder_adapters(method: Method) -> int:

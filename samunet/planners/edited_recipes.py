@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from samunet.artifacts.method import DecoderMethod
 from samunet.artifacts.plan import METHOD_PARTS
 from samunet.core.errors import ConfigError
 from samunet.planners.edits import Choices, Reasoned, settled
+from samunet.planners.peft import decoder_beside
 from samunet.planners.recipes import Facts, Wish, plan_recipe
 from samunet.planners.words import short
 
@@ -29,10 +32,13 @@ def plan_edited_recipe(facts: Facts, wish: Wish, edits: Choices) -> dict[str, An
     chosen: dict[str, Reasoned] = {name: (edit.value, edit.reason) for name, edit in edits.items()}
     if chosen.get("minutes", (None, ""))[0] is not None:
         facts = replace(facts, budget=facts.budget.model_copy(update={"cpu_minutes": chosen["minutes"][0]}))
+    parts = {name: chosen.get(name, part) for name, part in wish.parts.items()}
+    if "decoder" not in chosen:
+        parts["decoder"] = _beside(parts)
     around = replace(
         wish,
         backbone=chosen.get("backbone", wish.backbone),
-        parts={name: chosen.get(name, part) for name, part in wish.parts.items()},
+        parts=parts,
         pinned={name: choice for name, choice in chosen.items() if name not in (*METHOD_PARTS, "backbone")},
     )
     try:
@@ -45,3 +51,11 @@ def plan_edited_recipe(facts: Facts, wish: Wish, edits: Choices) -> dict[str, An
         ) from None
     answers = {name: (by_rule[name]["value"], by_rule[name]["reason"]) for name in edits}
     return planned | {name: settled(answers[name], edit) for name, edit in edits.items()}
+
+
+def _beside(parts: Mapping[str, Reasoned]) -> Reasoned:
+    """The planned decoder beside the prompts and the fusion that were asked for."""
+    planned, reason = parts["decoder"]
+    kinds = {part: parts[part][0].kind for part in ("prompts", "fusion")}
+    decoder = DecoderMethod(**decoder_beside(planned.model_dump(), **kinds))
+    return decoder, reason if decoder == planned else "prompts and a U-Net leave no place for a side path"

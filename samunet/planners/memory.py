@@ -15,14 +15,14 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
-from samunet.artifacts.method import Method
+from samunet.artifacts.method import DecoderMethod, Method
 from samunet.artifacts.model_spec import (
-    DECODER_STRIDE,
     MOST_UNET_CHANNELS,
     PROMPT_DIM,
     SAM_UPSAMPLED,
     TOKEN_SIZE,
     SamSpec,
+    side_path_widths,
 )
 from samunet.planners.activations import embedding_bytes, encoder_parts, outside_bytes
 from samunet.planners.counts import (
@@ -31,6 +31,7 @@ from samunet.planners.counts import (
     chosen_blocks,
     decoder_parameters,
     encoder_adapter_parameters,
+    mask_stride,
 )
 from samunet.planners.load import Load as Load
 
@@ -65,9 +66,10 @@ _UNET_FINE_UNITS, _UNET_COARSE_UNITS, _UNET_PASSING_UNITS = 10, 5, 4
 # Where nothing is recorded. Mask decoder: bytes per pixel of keys, their projections and the maps of the upsampler.
 _DECODER_ALONE, _PROGRESSIVE_ALONE = 30.0, (76.0, 68.0)
 _PER_TOKEN_ALONE = 0.25
-# Maps at full resolution in the finest stage of a U-Net or side path: features, skip, both joined, convolution, norm,
+# Maps in the finest stage of a U-Net or, by its stride, of a side path: features, skip, both joined, convolution, norm,
 # and the coarser skips; numbers per pixel of the mask decoder beside a path and beside masks.
-_FINEST_STAGE_UNITS, _BESIDE_PATH, _BESIDE_MASKS = 6.5, 13.0, 4.0
+_FINEST_STAGE_UNITS, _BESIDE_MASKS = 6.5, 4.0
+_PATH_ALONE = {1: (6.5, 13.0), 2: (6.0, 9.0)}
 # Of a predicted slice beside its tiles: a store slice and its mean, two resampled, what is between, probabilities.
 _PREDICTED_PLANES = 6
 _PREDICTED_VOXEL_BYTES = 16
@@ -125,7 +127,7 @@ def prediction_bytes(load: Load, *, models: int = 1, views: int = 1, plane_vox: 
     first = _WIDE * load.spec.embed_dim * pixels / TOKEN_SIZE**2 if load.spec.family == "vit" else 0.0
     encoding = first + max(part.alone for part in encoder_parts(load))
     decoding = embedding_bytes(load) + _decoder_alone(load)
-    logits = load.num_tokens * pixels / (1 if _is_fine(load.method) else DECODER_STRIDE**2)
+    logits = load.num_tokens * pixels / mask_stride(load.method) ** 2
     # On the store's grid: widened where they are narrow and resampled, then mirrored back.
     mapping = load.width * logits + _WIDE * grid + _WIDE * max(logits * load.is_half, grid)
     copies = _NARROW * _parameters(load)[1] if load.is_half else 0
@@ -311,46 +313,46 @@ def _decoder_bytes(load: Load) -> tuple[float, float]:
         return load.width * pixels * kept, load.width * pixels * _UNET_PASSING_UNITS * load.method.fusion.width
     decoder, passing = load.method.decoder, _DECODER_PASSING[half] + _PASSING_PER_TOKEN[half] * load.num_tokens
     kept = _HEADS[half] + _TRANSFORMER.get(decoder.train, (0.0, 0.0))[half] + _PER_TOKEN[half] * load.num_tokens
+    finest = mask_stride(load.method) ** 2
     if decoder.upsampler != "sam":
-        kept += (_FINE_PER_TOKEN[half] - _PER_TOKEN[half]) * load.num_tokens
+        kept += (_FINE_PER_TOKEN[half] - _PER_TOKEN[half]) * load.num_tokens / finest
     if decoder.upsampler == "progressive":
         kept += _PROGRESSIVE[half]
     if decoder.upsampler == "side_path":
-        kept += load.width * _side_path_numbers(load.method)
-        passing = load.width * _UNET_PASSING_UNITS * decoder.path_width
+        kept += load.width * _side_path_numbers(decoder)
+        passing = max(passing, load.width * _UNET_PASSING_UNITS * decoder.path_width / finest)
     return pixels * kept, pixels * passing
-
-
-def _is_fine(method: Method) -> bool:
-    """Whether masks come at the input's own resolution."""
-    return method.fusion.kind == "unet" or method.decoder.upsampler != "sam"
 
 
 def _decoder_alone(load: Load) -> float:
     """Per slice: what the decoder holds at most where nothing is recorded."""
     pixels, decoder = load.input_size**2, load.method.decoder
-    if not _is_fine(load.method):
+    finest = mask_stride(load.method) ** 2
+    if load.method.fusion.kind == "sam" and decoder.upsampler == "sam":
         return pixels * (_DECODER_ALONE + _PER_TOKEN_ALONE * load.num_tokens)
     if load.method.fusion.kind == "unet":
         channels, alone = load.method.fusion.width, load.width * _FINEST_STAGE_UNITS * load.method.fusion.width
     elif decoder.upsampler == "side_path":
-        channels, alone = decoder.path_width, load.width * (_FINEST_STAGE_UNITS * decoder.path_width + _BESIDE_PATH)
+        channels = decoder.path_width
+        units, beside = _PATH_ALONE[decoder.path_stride]
+        alone = load.width * (units * channels / finest + beside)
     else:
         channels, alone = PROGRESSIVE_CHANNELS, _PROGRESSIVE_ALONE[load.is_half]
-    return pixels * max(alone, load.width * (load.num_tokens + channels + _BESIDE_MASKS))
+    return pixels * max(alone, load.width * (load.num_tokens + channels + _BESIDE_MASKS) / finest)
 
 
-def _side_path_numbers(method: Method) -> float:
+def _side_path_numbers(decoder: DecoderMethod) -> float:
     """Numbers per pixel of the image that the path and its joins keep.
 
-    Each convolution its result and the norm's, on the way down and in the join; the join also what is joined. The two
-    finest stages also a doubling's result and the sum; at the others these are SAM's own.
+    Each convolution its result and the norm's, on the way down and in the join; the join also what is joined. Stages
+    finer than stride 4 also a doubling's result and the sum; at the others these are SAM's own.
     """
-    width, convolutions = method.decoder.path_width, 4 * method.decoder.path_convolutions
-    channels = (width, 2 * width, *SAM_UPSAMPLED)
-    extra = (4, 4, 2, 2)
-    numbers: float = sum(c * (convolutions + e) / 4**i for i, (c, e) in enumerate(zip(channels, extra, strict=True)))
-    return numbers
+    channels = side_path_widths(decoder.path_stride, decoder.path_width)
+    own = len(channels) - len(SAM_UPSAMPLED)
+    numbers = [c * (4 * decoder.path_convolutions + (4 if i < own else 2)) / 4**i for i, c in enumerate(channels)]
+    squares = 3.0 if decoder.path_stride == 2 else 0.0
+    kept: float = sum(numbers) / decoder.path_stride**2
+    return squares + kept
 
 
 def _unet_widths(method: Method) -> list[int]:

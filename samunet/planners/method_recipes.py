@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from samunet.artifacts.fingerprint import Fingerprint
-from samunet.artifacts.method import Method, faults_with_blocks, faults_with_slabs, faults_with_weights, summarise
+from samunet.artifacts.method import Method, summarise
+from samunet.artifacts.method_faults import faults_with_blocks, faults_with_slabs, faults_with_weights
 from samunet.artifacts.model_spec import SPECS, get_spec
 from samunet.artifacts.plan import METHOD_PARTS, DeviceClass, Plan, Recipe, WeightsKind
 from samunet.artifacts.probe import NO_PROBES, Probes
@@ -15,6 +16,7 @@ from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError, UsageError
 from samunet.planners import rules
 from samunet.planners.edits import Reasoned
+from samunet.planners.peft import decoder_beside
 from samunet.planners.planner import facts_of_plan
 from samunet.planners.presets import MEDSAM_CONFIGURATION, Preset
 from samunet.planners.recipes import Wish, automatic, plan_recipe
@@ -51,6 +53,9 @@ def with_changes(method: Method, changes: Mapping[str, Any], rank: int | None = 
         if last == "rank" and f"{'.'.join(parents)}.ranks" not in changes and "ranks" in place:
             place["ranks"] = None
         place[final] = value
+    if not any(path.startswith("decoder.upsampler") for path in changes):
+        kinds = {part: content[part]["kind"] for part in ("prompts", "fusion")}
+        content["decoder"] = decoder_beside(content["decoder"], **kinds)
     try:
         changed = parse_schema(Method, content)
     except ConfigError as error:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from samunet.artifacts.method import DecoderMethod, Depth, DepthAttention, EncoderMethod, Lora, Method, NoDepth
+from samunet.artifacts.method import (
+    SIDE_PATH_FIELDS,
+    DecoderMethod,
+    Depth,
+    DepthAttention,
+    EncoderMethod,
+    Lora,
+    Method,
+    NoDepth,
+)
 from samunet.artifacts.plan import DeviceClass, WeightsKind
 from samunet.artifacts.probe import Probe
 from samunet.planners.ranks import choose_ranks
@@ -94,13 +104,27 @@ def decoder_method(weights: WeightsKind, device: DeviceClass) -> tuple[DecoderMe
     finds the opposite). Decision 0029: what was ahead on a CPU.
     """
     if weights == "none":
-        return DecoderMethod(train="full"), "random weights hold nothing to preserve"
+        return DecoderMethod(train="full", upsampler="side_path", path_stride=2), (
+            "random weights hold nothing to preserve, and a convolutional path beside the encoder learns detail sooner"
+        )
     if device == "cpu":
         return DecoderMethod(train="lora"), (
             "LoRA in the decoder was ahead of training all of it in each run on a CPU, of 290 to 1320 steps; longer "
             "ones were not measured"
         )
     return DecoderMethod(train="full"), "the whole decoder reaches 81.88 Dice, LoRA in it 77.78 (SAMed)"
+
+
+def decoder_beside(decoder: Mapping[str, Any], *, prompts: str, fusion: str) -> dict[str, Any]:
+    """A decoder's values, without its side path where prompts or a U-Net leave no place for one.
+
+    Args:
+        decoder: Values of :class:`DecoderMethod`.
+        prompts: Kind of prompts.
+        fusion: Kind of fusion.
+    """
+    is_kept = decoder["upsampler"] != "side_path" or (prompts == "none" and fusion == "sam")
+    return {name: value for name, value in decoder.items() if is_kept or name not in SIDE_PATH_FIELDS}
 
 
 def depth_mechanism(slab_depth: int) -> tuple[Depth, str]:

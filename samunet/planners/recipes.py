@@ -246,12 +246,12 @@ def _fit(facts: Facts, wish: Wish, spec: SamSpec) -> tuple[_Fit, str]:
             break
         fit = fit if wish.given("batch_size") else _fewer_slices(facts, wish, fit)
         steps = _cpu_steps(facts, fit)
-        if steps >= schedule.LEAST_CPU_STEPS:
+        if steps >= grid.least_steps:
             break
         if is_smallest:
-            limits += [f"even that leaves {steps} steps in {minutes:g} minutes (at least {schedule.LEAST_CPU_STEPS})"]
+            limits += [f"even that leaves {steps} steps in {minutes:g} minutes (at least {grid.least_steps})"]
             break
-        limits = [f"{size} px leaves {steps} steps in {minutes:g} CPU minutes (at least {schedule.LEAST_CPU_STEPS})"]
+        limits = [f"{size} px leaves {steps} steps in {minutes:g} CPU minutes (at least {grid.least_steps})"]
     assert fit is not None
     return fit, "; ".join([wanted_reason, *limits])
 

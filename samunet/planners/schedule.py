@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
-from samunet.artifacts.method import Method
+from samunet.artifacts.method import DecoderMethod, Method
 from samunet.artifacts.model_spec import (
     MOST_UNET_CHANNELS,
     PROMPT_DIM,
-    SAM_UPSAMPLED,
     TOKEN_SIZE,
     WINDOW_TOKENS,
     SamSpec,
+    side_path_widths,
 )
 
 Decision = tuple[float, str]
@@ -50,7 +51,7 @@ def forward_gflop(spec: SamSpec, method: Method, input_size: int, num_tokens: in
     decoder = (_DECODER_GFLOP + _DECODER_GFLOP_PER_TOKEN * num_tokens) * pixels / 224**2
     path = 0.0
     if method.decoder.upsampler == "side_path":
-        path = side_path_flop(method.decoder.path_width, method.decoder.path_convolutions, input_size, num_tokens)
+        path = side_path_flop(method.decoder, input_size, num_tokens)
     return (encoder + neck + decoder) / 1e9, path / 1e9
 
 
@@ -67,14 +68,17 @@ def unet_flop(width: int, input_size: int, num_tokens: int) -> float:
     return total
 
 
-def side_path_flop(width: int, convolutions: int, input_size: int, num_tokens: int) -> float:
+def side_path_flop(decoder: DecoderMethod, input_size: int, num_tokens: int) -> float:
     """Floating point operations of the side path and what joins it, beside those of SAM's own decoder."""
-    widths = [width, 2 * width, *SAM_UPSAMPLED]
-    pixels = [(input_size / (1 << stage)) ** 2 for stage in range(4)]
-    total = 2.0 * width * num_tokens * pixels[0]
-    for before, width_, size in zip([3, *widths], widths, pixels, strict=False):
-        total += (_stage_flop(before, width_, convolutions) + _stage_flop(2 * width_, width_, convolutions)) * size
-    return total + sum(2 * widths[stage + 1] * widths[stage] * pixels[stage] for stage in (0, 1))
+    stride, convolutions = decoder.path_stride, decoder.path_convolutions
+    widths = side_path_widths(stride, decoder.path_width)
+    pixels = [(input_size / (stride << stage)) ** 2 for stage in range(len(widths))]
+    total = 2.0 * widths[0] * num_tokens * pixels[0]
+    for before, width, size in zip([3 * stride**2, *widths], widths, pixels, strict=False):
+        total += (_stage_flop(before, width, convolutions) + _stage_flop(2 * width, width, convolutions)) * size
+    return total + sum(
+        2 * after * before * size for (before, after), size in zip(pairwise(widths[:-1]), pixels, strict=False)
+    )
 
 
 def _stage_flop(before: int, after: int, number: int) -> float:

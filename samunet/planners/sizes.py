@@ -1,7 +1,7 @@
 """Encoder input size and tile: how many voxels a decoder cell may span, and what fits memory and minutes.
 
 A tile of V x V voxels at target spacing is zoomed to S x S encoder pixels; the grid of SAM's decoder has S / 4 cells a
-side, so a cell spans 4 V / S voxels. A side path decodes at every pixel, so a cell spans V / S.
+side, so a cell spans 4 V / S voxels. A side path of stride p has S / p cells a side.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from statistics import median
 
 from samunet.artifacts.method import Method
-from samunet.artifacts.model_spec import DECODER_STRIDE, SIZE_STEP, TOKEN_SIZE
+from samunet.artifacts.model_spec import DECODER_STRIDE, SIZE_STEP
+from samunet.planners.schedule import LEAST_CPU_STEPS
 
 SLACK = 1.1
 TILE_SLACK = 1.15
-_FINE_STEP = 2 * TOKEN_SIZE
 COARSEST_CELL_VOX = 2.0
 CELLS_PER_WIDTH = 8
-FEW_STEPS_CELL_VOX = 5.0
 FEW_STEPS_CELLS_PER_WIDTH = 0.5
 CELLS_OF_SMALL = 6
 SMALL_SHARE = 0.4
@@ -57,12 +56,18 @@ class Grid:
         step: Input sizes are multiples of it.
         smallest: Smallest input.
         largest: Largest input.
+        least_steps: A smaller input is planned where the minutes of a CPU hold fewer steps.
+        most_cell_vox: Voxels that a decoder cell may span at most where structures are wide.
+        few_steps_cell_vox: The same in few steps, where structures need not be wide for it.
     """
 
     stride: int
     step: int
     smallest: int
     largest: int
+    least_steps: int
+    most_cell_vox: float
+    few_steps_cell_vox: float
 
     def smaller(self, size: int) -> list[int]:
         """The size and all smaller ones, largest first."""
@@ -70,18 +75,23 @@ class Grid:
         return sizes if sizes[-1] == self.smallest else [*sizes, self.smallest]
 
 
-SAM_GRID = Grid(DECODER_STRIDE, SIZE_STEP, SIZE_STEP // 2, 5 * SIZE_STEP)
-FINE_GRID = Grid(1, _FINE_STEP, 2 * _FINE_STEP, 16 * _FINE_STEP)
+SAM_GRID = Grid(DECODER_STRIDE, SIZE_STEP, SIZE_STEP // 2, 5 * SIZE_STEP, LEAST_CPU_STEPS, 4.0, 5.0)
+_HALF_STEP = SIZE_STEP // 2
+PATH_GRIDS = {
+    stride: Grid(stride, _HALF_STEP, _HALF_STEP, 5 * _HALF_STEP, 4000, 1.25 * stride, 1.25 * stride)
+    for stride in (1, 2)
+}
 
 
 def grid_of(method: Method) -> Grid:
     """The sizes for a method.
 
     An encoder that starts from pretrained weights wants inputs like those it was trained on, whatever decodes it; one
-    that trains whole beside a side path leaves what is small to the path, so that a pixel per voxel is enough.
+    that trains whole beside a side path leaves what is small to it, so that a cell of the path per voxel is enough.
     """
-    fine = method.decoder.upsampler == "side_path" and method.encoder.train == "full"
-    return FINE_GRID if fine else SAM_GRID
+    if method.decoder.upsampler == "side_path" and method.encoder.train == "full":
+        return PATH_GRIDS[method.decoder.path_stride]
+    return SAM_GRID
 
 
 def wanted_input(facts: InPlane, grid: Grid = SAM_GRID) -> tuple[int, str]:
@@ -101,17 +111,17 @@ def _detail_share(facts: InPlane) -> float:
     return max(0.5, facts.resolution) if facts.resolution < UPSAMPLED_BELOW else 1.0
 
 
-def coarsest_cell(facts: InPlane, *, few_steps: bool) -> float:
-    """Voxels a decoder cell may span: two, or an eighth of the thinnest structure's width if that is more (up to 4).
+def coarsest_cell(facts: InPlane, *, grid: Grid = SAM_GRID, few_steps: bool) -> float:
+    """Voxels a decoder cell may span: two, or an eighth of the thinnest structure's width up to the grid's most.
 
-    In few steps up to five, at most twice that width: seeing more of a slice then teaches more than detail does
-    (`benchmarks.sizes`). But so few that six cells make up the cross-section of small structures, down to one voxel:
-    what has fewer is not found at all in few steps (`benchmarks.small_structures`).
+    In few steps as many as the grid says, at most twice that width: seeing more of a slice then teaches more than
+    detail does (`benchmarks.sizes`). But so few that six cells make up the cross-section of small structures, down to
+    one voxel: what has fewer is not found at all in few steps (`benchmarks.small_structures`).
     """
-    limit = min(2 * COARSEST_CELL_VOX, max(COARSEST_CELL_VOX, facts.width_vox / CELLS_PER_WIDTH))
+    limit = min(grid.most_cell_vox, max(COARSEST_CELL_VOX, facts.width_vox / CELLS_PER_WIDTH))
     if not few_steps:
         return limit
-    limit = max(limit, min(FEW_STEPS_CELL_VOX, facts.width_vox / FEW_STEPS_CELLS_PER_WIDTH))
+    limit = max(limit, min(grid.few_steps_cell_vox, facts.width_vox / FEW_STEPS_CELLS_PER_WIDTH))
     return min(limit, max(1.0, math.sqrt(facts.area_vox / CELLS_OF_SMALL))) if facts.area_vox else limit
 
 
@@ -145,7 +155,9 @@ def tile(
     """
     cells = input_size // grid.stride
     is_enough = input_size >= wanted and wanted < grid.largest
-    limit = TILE_SLACK * (1 / _detail_share(facts) if is_enough else coarsest_cell(facts, few_steps=few_steps))
+    limit = TILE_SLACK * (
+        1 / _detail_share(facts) if is_enough else coarsest_cell(facts, grid=grid, few_steps=few_steps)
+    )
     least = math.ceil(input_size * SMALLEST_TILE_SHARE)
     most = int(limit * cells)
     if facts.largest_vox <= most:

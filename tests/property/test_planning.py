@@ -29,7 +29,7 @@ from samunet.planners.explain import explain, summary
 from samunet.planners.planner import gather, make_plan
 from samunet.planners.recipes import automatic, plan_recipe
 from samunet.planners.rules import canonical_shapes
-from samunet.planners.sizes import SAM_GRID
+from samunet.planners.sizes import grid_of
 from tests import planning_facts as facts
 
 CODES = [("S", "A", "R"), ("I", "P", "L"), ("A", "I", "L"), ("R", "S", "P")]
@@ -89,7 +89,8 @@ def test_a_plan_is_always_valid_and_explained(fingerprint: Fingerprint, gpu: flo
         for weights in configuration.recipes:
             for device in DEVICE_CLASSES:
                 recipe = resolve_recipe(configuration, weights, device)
-                assert recipe.input_size in SAM_GRID.smaller(SAM_GRID.largest)
+                grid = grid_of(recipe.method)
+                assert recipe.input_size in grid.smaller(grid.largest)
                 assert recipe.batch_size >= recipe.accumulation_steps >= 1
                 assert recipe.tile_vox >= recipe.input_size // 8
                 assert recipe.warmup_steps <= recipe.iterations * recipe.epochs
@@ -100,7 +101,7 @@ def test_a_plan_is_always_valid_and_explained(fingerprint: Fingerprint, gpu: flo
                 assert recipe.mirror_views in (1, 2, 4)
                 budget = gpu if device == "gpu" else cpu
                 too_little = "may need more" in configuration.recipes[weights][device].batch_size.reason
-                assert recipe.memory_gib <= budget + 0.01 or (too_little and recipe.input_size == SAM_GRID.smallest)
+                assert recipe.memory_gib <= budget + 0.01 or (too_little and recipe.input_size == grid.smallest)
                 largest = max(largest, recipe.tile_vox)
                 reasons = [getattr(configuration.recipes[weights][device], name).reason for name in RECIPE_FIELDS]
                 assert all(reasons)

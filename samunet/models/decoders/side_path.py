@@ -1,6 +1,7 @@
-"""An upsampler that joins SAM's mask decoder with a light convolutional path of the image at strides 1 to 8.
+"""An upsampler that joins SAM's mask decoder with a light convolutional path of the image at strides 1 or 2 to 8.
 
-Shapes: B images, S input side, E = 256 channels of the embedding, w channels of the path at stride 1, T maps.
+Shapes: B images, S input side, E = 256 channels of the embedding, p stride of the path's first stage, w its channels
+there, T maps.
 
 Source: skips from convolutions of the image into the decoder of a transformer, as in UNETR (Hatamizadeh et al. 2022);
 deep supervision as in nnU-Net (Isensee et al. 2021).
@@ -9,12 +10,15 @@ deep supervision as in nnU-Net (Isensee et al. 2021).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_unshuffle
 
 from samunet.artifacts.method import DecoderMethod
+from samunet.artifacts.model_spec import side_path_widths
 from samunet.models.fusion import ConvPath, ConvStage, initialise
 
 IMAGE_CHANNELS = 3
@@ -25,11 +29,13 @@ class SidePath(NamedTuple):
     """What the path is like.
 
     Args:
-        width: Channels w at stride 1; twice as many at stride 2.
+        stride: p, 1 or 2.
+        width: Channels w of the first stage; twice as many at stride 2 after a stage at 1.
         convolutions: Per stage, on either way.
-        deep_supervision: Whether train mode makes maps at strides 2 and 4 too, for losses of their own.
+        deep_supervision: Whether train mode makes maps at the next two stages too, for losses of their own.
     """
 
+    stride: int = 1
     width: int = 16
     convolutions: int = 1
     deep_supervision: bool = False
@@ -37,14 +43,15 @@ class SidePath(NamedTuple):
     @classmethod
     def of(cls, decoder: DecoderMethod) -> SidePath:
         """The path of a method."""
-        return cls(decoder.path_width, decoder.path_convolutions, decoder.deep_supervision)
+        return cls(decoder.path_stride, decoder.path_width, decoder.path_convolutions, decoder.deep_supervision)
 
 
 class SidePathUpsampler(nn.Module):
-    """SAM's two doublings, two more to the input's own resolution, and at each what a convolutional path adds.
+    """SAM's two doublings, one or two more to the path's first stage, and at each what a convolutional path adds.
 
     A transformer of 16-pixel patches sees what is far apart and loses what is small; the path keeps what is small. The
-    encoder's embedding stays what it is, and SAM's own layers keep their names, "0" to "4".
+    encoder's embedding stays what it is, and SAM's own layers keep their names, "0" to "4". A path that begins at
+    stride 2 takes the four pixels of a square as channels, so that none is lost, at a third of the cost.
 
     Args:
         own: SAM's upsampler: two transposed convolutions, a norm and two activations.
@@ -56,15 +63,12 @@ class SidePathUpsampler(nn.Module):
         super().__init__()
         for name, layer in enumerate(own):
             self.add_module(f"{name}", layer)
-        coarse, fine = self.get_submodule("0"), self.get_submodule("3")
-        assert isinstance(coarse, nn.ConvTranspose2d)
-        assert isinstance(fine, nn.ConvTranspose2d)
-        number = path.convolutions
-        widths = [path.width, 2 * path.width, fine.out_channels, coarse.out_channels]
-        self.path = ConvPath(IMAGE_CHANNELS, widths, number=number)
+        self.stride, number = path.stride, path.convolutions
+        widths = side_path_widths(path.stride, path.width)
+        self.path = ConvPath(IMAGE_CHANNELS * self.stride**2, widths, number=number)
         self.joins = nn.ModuleList(ConvStage(2 * channels, channels, number=number) for channels in widths)
         self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(widths[stage + 1], widths[stage], kernel_size=2, stride=2) for stage in (0, 1)
+            nn.ConvTranspose2d(after, before, kernel_size=2, stride=2) for before, after in pairwise(widths[:-1])
         )
         initialise(self.path, self.joins, self.doublings)
         self.coarse_heads = nn.ModuleDict(
@@ -74,26 +78,27 @@ class SidePathUpsampler(nn.Module):
         self._coarse: list[Tensor] = []
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Features at the input's own resolution.
+        """Features at the stride of the path's first stage.
 
         Args:
             embeddings: (B, E, S/16, S/16), of the images that :attr:`images` (B, 3, S, S) holds.
 
         Returns:
-            (B, w, S, S).
+            (B, w, S/p, S/p).
         """
         assert self.images is not None
         self._coarse = []
-        skips = self.path(self.images)
+        skips = self.path(pixel_unshuffle(self.images, self.stride))
         doubled, norm, activation, doubled_again, last = (self.get_submodule(f"{i}") for i in range(5))
-        features = self._join(3, activation(norm(doubled(embeddings))), skips)
-        features = self._join(2, last(doubled_again(features)), skips)
-        for stage in (1, 0):
+        further = len(self.doublings)
+        features = self._join(further + 1, activation(norm(doubled(embeddings))), skips)
+        features = self._join(further, last(doubled_again(features)), skips)
+        for stage in reversed(range(further)):
             features = self._join(stage, last(self.doublings[stage](features)), skips)
         return features
 
     def take_coarse(self) -> tuple[Tensor, ...]:
-        """Logits of the last pass, finest first: (B, T, S/2, S/2) and (B, T, S/4, S/4), given away; none in eval."""
+        """Logits of the last pass, given away: (B, T, S/2p, S/2p) and (B, T, S/4p, S/4p); none in eval mode."""
         taken, self._coarse = tuple(reversed(self._coarse)), []
         return taken
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from samunet.artifacts.method import Method, faults_with_weights, summarise
+from samunet.artifacts.method import Method, summarise
+from samunet.artifacts.method_faults import faults_with_weights
 from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError
 from samunet.planners.presets import PRESETS

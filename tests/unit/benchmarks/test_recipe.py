@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.recipe import CHANGES, Change, selection, side_path
+from benchmarks.recipe import CHANGES, Change, decoder, selection
 
 
 def test_groups_stay_together_inside_the_training_cases() -> None:
@@ -26,4 +26,4 @@ def test_rows_differ_from_the_plan() -> None:
     """Only the row of the plan changes nothing."""
     unchanged = [title for title, change in CHANGES.items() if change == Change(change.group)]
     assert unchanged == ["as planned"]
-    assert side_path(path_width=32)["decoder"]["path_width"] == 32
+    assert decoder(path_width=32)["decoder"]["path_width"] == 32

@@ -32,7 +32,7 @@ from samunet.core.config import save_schema
 from samunet.core.files import read_json, write_json
 from samunet.pipeline import methods
 from samunet.planners.planner import make_plan
-from samunet.planners.sizes import FINE_GRID, SAM_GRID, Grid, grid_of
+from samunet.planners.sizes import PATH_GRIDS, SAM_GRID, Grid, grid_of
 from tests.planning_facts import budget, case, description, fingerprint
 
 FACTS = fingerprint([case(shape=(30, 120, 120), spacing=(3.0, 1.0, 1.0))] * 6)
@@ -74,7 +74,12 @@ def test_at_most_twelve_others_each_different(plan: Plan) -> None:
 
 @pytest.mark.parametrize(
     ("grid", "size", "below", "above"),
-    [(SAM_GRID, 224, 112, 448), (SAM_GRID, 672, 448, 1120), (FINE_GRID, 64, 32, 96), (FINE_GRID, 256, 160, 384)],
+    [
+        (SAM_GRID, 224, 112, 448),
+        (SAM_GRID, 672, 448, 1120),
+        (PATH_GRIDS[2], 112, 48, 224),
+        (PATH_GRIDS[2], 336, 224, 560),
+    ],
 )
 def test_other_inputs(grid: Grid, size: int, below: int, above: int) -> None:
     """About two thirds and one and a half of the planned size, on its grid; below its smallest, half."""

@@ -16,13 +16,14 @@ from samunet.planners.counts import decoder_parameters
 from tests.unit.models.model_helpers import build, images, recipe
 
 WIDTH = 8
+WIDTHS = {1: [WIDTH, 2 * WIDTH, 32, 64], 2: [WIDTH, 32, 64]}
 SIDE_PATH = Method(encoder=EncoderMethod(train="full"), decoder=DecoderMethod(upsampler="side_path", path_width=WIDTH))
 
 
-def _upsampler(*, number: int = 1) -> SidePathUpsampler:
+def _upsampler(*, stride: int = 1, number: int = 1) -> SidePathUpsampler:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        upsampler = build_mask_decoder(3, "side_path", path=SidePath(WIDTH, number)).output_upscaling
+        upsampler = build_mask_decoder(3, "side_path", path=SidePath(stride, WIDTH, number)).output_upscaling
     assert isinstance(upsampler, SidePathUpsampler)
     return upsampler
 
@@ -36,32 +37,32 @@ def _random(*shape: int, seed: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [64, 96, 112, 224])
-@pytest.mark.parametrize("number", [1, 2])
-def test_features_have_the_size_of_the_images(size: int, number: int) -> None:
-    """Any multiple of 16 gives (B, w, S, S), from a path at strides 1, 2, 4 and 8."""
-    upsampler = _upsampler(number=number)
+@pytest.mark.parametrize(("stride", "number"), [(1, 1), (1, 2), (2, 1)])
+def test_features_have_the_size_of_the_first_stage(size: int, stride: int, number: int) -> None:
+    """Any multiple of 16 gives (B, w, S, S) from a path at strides 1, 2, 4 and 8, or half of that from one at 2 on."""
+    upsampler, shapes = _upsampler(stride=stride, number=number), []
     upsampler.images = _random(2, 3, size, size)
+    upsampler.path.register_forward_hook(lambda _, __, found: shapes.extend(tuple(f.shape) for f in found))
     with torch.no_grad():
-        shapes = [tuple(f.shape) for f in upsampler.path(upsampler.images)]
-        assert upsampler(_random(2, 256, size // 16, size // 16)).shape == (2, WIDTH, size, size)
-    widths = [WIDTH, 2 * WIDTH, 32, 64]
-    assert shapes == [(2, w, size // 2**i, size // 2**i) for i, w in enumerate(widths)]
+        found = upsampler(_random(2, 256, size // 16, size // 16))
+    assert found.shape == (2, WIDTH, size // stride, size // stride)
+    assert shapes == [(2, w, size // (stride << i), size // (stride << i)) for i, w in enumerate(WIDTHS[stride])]
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_parameters_follow_the_formula(number: int) -> None:
-    """Per stage and way convolutions with bias and a norm's scale and shift; two doublings beside SAM's own layers."""
-    widths = [WIDTH, 2 * WIDTH, 32, 64]
+@pytest.mark.parametrize(("stride", "number"), [(1, 1), (1, 2), (2, 1)])
+def test_parameters_follow_the_formula(stride: int, number: int) -> None:
+    """Per stage and way convolutions with bias and a norm's scale and shift; doublings beside SAM's own layers."""
+    widths = WIDTHS[stride]
 
     def stage(before: int, after: int) -> int:
         return sum(9 * channels * after + 3 * after for channels in [before, *[after] * (number - 1)])
 
-    expected = sum(stage(before, after) for before, after in zip([3, *widths], widths, strict=False))
+    expected = sum(stage(before, after) for before, after in zip([3 * stride**2, *widths], widths, strict=False))
     expected += sum(stage(2 * w, w) for w in widths)
-    expected += sum(4 * widths[i + 1] * widths[i] + widths[i] for i in (0, 1))
+    expected += sum(4 * widths[i + 1] * widths[i] + widths[i] for i in range(len(widths) - 2))
     stock = sum(p.numel() for p in build_mask_decoder(3).output_upscaling.parameters())
-    assert sum(p.numel() for p in _upsampler(number=number).parameters()) == stock + expected
-    decoder = DecoderMethod(upsampler="side_path", path_width=WIDTH, path_convolutions=number)
+    assert sum(p.numel() for p in _upsampler(stride=stride, number=number).parameters()) == stock + expected
+    decoder = DecoderMethod(upsampler="side_path", path_stride=stride, path_width=WIDTH, path_convolutions=number)
     planned = decoder_parameters(SIDE_PATH.model_copy(update={"decoder": decoder}), 3)
     model = build(recipe(backbone="vit_xs", method=SIDE_PATH.model_copy(update={"decoder": decoder}))).model
     assert planned == model.count_parameters()["decoder"] + model.count_parameters()["other"]
@@ -91,17 +92,19 @@ def test_every_layer_and_the_embedding_get_a_gradient() -> None:
     assert bool((embeddings[0].grad.abs().amax((0, 2, 3)) > 0).all())
 
 
-def test_what_is_finer_than_a_patch_reaches_the_masks() -> None:
-    """With the same embedding a single pixel changes the features there."""
-    upsampler, pixels, embeddings = _upsampler().eval(), _random(1, 3, 64, 64), _random(1, 256, 4, 4)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_is_finer_than_a_patch_reaches_the_masks(stride: int) -> None:
+    """With the same embedding a single pixel changes the features there, also if it is no corner of a square."""
+    upsampler, pixels = _upsampler(stride=stride).eval(), _random(1, 3, 64, 64)
+    embeddings = _random(1, 256, 4, 4)
     found = []
     for shift in (0.0, 5.0):
-        pixels[..., 20, 30] += shift
+        pixels[..., 21, 31] += shift
         upsampler.images = pixels
         with torch.no_grad():
             found.append(upsampler(embeddings))
     change = (found[0] - found[1]).abs().amax(1)[0]
-    assert change[20, 30] > 10 * change.median()
+    assert change[21 // stride, 31 // stride] > 10 * change.median()
 
 
 def test_the_encoder_is_untouched_and_the_images_are_let_go() -> None:
@@ -124,22 +127,24 @@ def test_a_batch_is_its_images_one_by_one() -> None:
 
 
 def test_its_name_and_what_it_refuses() -> None:
-    """It is named with its width, and prompts are refused with what to change."""
-    assert summarise(SIDE_PATH) == "full encoder + full decoder with side path 8"
+    """It is named with its width and stride, and prompts are refused with what to change."""
+    assert summarise(SIDE_PATH) == "full encoder + full decoder with side path 8/1"
     with pytest.raises(ValueError, match=r"set decoder\.upsampler to sam"):
         Method.model_validate({**SIDE_PATH.model_dump(), "prompts": {"kind": "box"}})
 
 
-def _supervised() -> SegmentationModel:
-    decoder = SIDE_PATH.decoder.model_copy(update={"deep_supervision": True})
+def _supervised(stride: int = 1) -> SegmentationModel:
+    decoder = SIDE_PATH.decoder.model_copy(update={"deep_supervision": True, "path_stride": stride})
     return build(recipe(backbone="vit_xs", method=SIDE_PATH.model_copy(update={"decoder": decoder}))).model.train()
 
 
-def test_coarse_maps_are_made_in_training_alone_and_given_away() -> None:
-    """At strides 2 and 4, finest first; in eval none, and the finest maps are the same with and without them."""
-    model, pixels = _supervised(), images(2)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_coarse_maps_are_made_in_training_alone_and_given_away(stride: int) -> None:
+    """At the next two stages, finest first; in eval none, and the finest maps are the same with and without them."""
+    model, pixels = _supervised(stride), images(2)
     logits = model(pixels)
-    assert [tuple(m.shape) for m in model.take_coarse()] == [(2, 3, 56, 56), (2, 3, 28, 28)]
+    assert logits.shape[-1] == 112 // stride
+    assert [m.shape[-1] for m in model.take_coarse()] == [56 // stride, 28 // stride]
     assert model.take_coarse() == ()
     copy.deepcopy(model)
     assert torch.equal(model.eval()(pixels), logits)

@@ -122,8 +122,8 @@ def test_speed_on_a_cpu_is_that_of_measured_cells() -> None:
     assert {name: ratio for name, ratio in off.items() if not 0.67 < ratio < 1.45} == {}
 
 
-@pytest.mark.parametrize(("width", "number"), [(8, 1), (16, 2)])
-def test_operations_of_the_side_path_are_counted(width: int, number: int) -> None:
+@pytest.mark.parametrize(("stride", "width", "number"), [(1, 8, 1), (1, 16, 2), (2, 16, 1)])
+def test_operations_of_the_side_path_are_counted(stride: int, width: int, number: int) -> None:
     """The formula is what torch counts, beside what SAM's own decoder takes."""
     torch = pytest.importorskip("torch")
     from torch.utils.flop_counter import FlopCounterMode
@@ -133,14 +133,15 @@ def test_operations_of_the_side_path_are_counted(width: int, number: int) -> Non
 
     counted = {}
     for upsampler in ("sam", "side_path"):
-        decoder = build_mask_decoder(3, upsampler, path=SidePath(width, number))  # type: ignore[arg-type]
+        decoder = build_mask_decoder(3, upsampler, path=SidePath(stride, width, number))  # type: ignore[arg-type]
         decoder.output_upscaling.images = torch.randn(1, 3, 64, 64)
         with FlopCounterMode(display=False) as flops, torch.no_grad():
             decoder.output_upscaling(torch.randn(1, 256, 4, 4))
         counted[upsampler] = flops.get_total_flops()
-    masks = 2 * 64**2 * width * 3
+    masks = 2 * (64 // stride) ** 2 * width * 3
+    method = DecoderMethod(upsampler="side_path", path_stride=stride, path_width=width, path_convolutions=number)
     expected = pytest.approx(counted["side_path"] - counted["sam"] + masks, rel=0.02)
-    assert schedule.side_path_flop(width, number, 64, 3) == expected
+    assert schedule.side_path_flop(method, 64, 3) == expected
 
 
 def test_operations_of_the_unet_are_counted() -> None:

@@ -26,6 +26,7 @@ STEPS = {
     "depth convolutions": ("vit_xs", 224, "ma_sam", "fp32", "upstream", {"slab_depth": 2, "slices": 2}),
     "high frequencies": ("vit_t_xs", 224, "sam_adapter", "fp32", "upstream", {}),
     "side path": ("vit_t_xs", 224, "side_path", "fp32", "upstream", {}),
+    "side path at stride 2": ("vit_t_xs", 224, "side_path_at_stride_2", "fp32", "upstream", {}),
     "deep supervision": ("vit_t_xs", 224, "side_path_supervised", "fp32", "upstream", {}),
     "in parts": ("vit_xs", 224, "full", "fp32", "upstream", {"accumulates": True}),
     "many structures": ("vit_t_xs", 224, "decoder", "fp32", "upstream", {"num_tokens": 40, "tile_vox": 112}),

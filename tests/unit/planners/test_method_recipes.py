@@ -263,3 +263,14 @@ def test_a_decoder_that_the_weights_lack_trains_whole(plan: Plan, tmp_path: Path
         assert lacking.learning_rate < held.learning_rate
         changed = recipe("masked_images", backbone, changes={"encoder.adapters.0.rank": 6})
         assert (changed.method.adapter("lora").rank, changed.method.decoder.train) == (6, "full")
+
+
+@pytest.mark.parametrize("changes", [{"prompts.kind": "box"}, {"fusion.kind": "unet", "decoder.train": "none"}])
+def test_prompts_and_unets_take_the_place_of_a_planned_side_path(plan: Plan, changes: dict[str, Any]) -> None:
+    """Whoever asks for these alone gets them; whoever asks for a side path beside them is told that it has no place."""
+    planned = plan.configuration("2d").recipes["none"]["cpu"].method_parts()
+    assert planned.decoder.upsampler == "side_path"
+    assert with_changes(planned, changes).decoder.upsampler == "sam"
+    assert with_changes(planned, {"decoder.path_width": 8}).decoder.upsampler == "side_path"
+    with pytest.raises(ConfigError, match=r"decoder\.upsampler to sam|decoder to"):
+        with_changes(planned, {**changes, "decoder.upsampler": "side_path"})

@@ -9,7 +9,7 @@ import pytest
 
 from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
 from samunet.artifacts.plan import DEVICE_CLASSES, WEIGHTS_KINDS, Plan, ResolvedRecipe, resolve_recipe
-from samunet.planners import schedule
+from samunet.planners import recipes, schedule, sizes
 from samunet.planners.explain import explain, summary
 from samunet.planners.planner import facts_of_plan, make_plan
 from tests import planning_facts as facts
@@ -98,20 +98,26 @@ def test_pathology_like_images_are_tiled() -> None:
     """4096 voxels a side are cut into tiles on every device, on a CPU with coarser cells."""
     found = plan([facts.case(shape=(1, 4096, 4096), spacing=(999, 1, 1))] * 3)
     for device in DEVICE_CLASSES:
-        chosen = recipe(found, "none", device)
+        chosen = recipe(found, "sam", device)
         assert chosen.tile_vox < 1200
         assert chosen.tile_vox * 4 / chosen.input_size < {"gpu": 4.7, "cpu": 5.8}[device]
+        # beside the side path of random weights a cell is half a pixel
+        chosen = recipe(found, "none", device)
+        assert chosen.tile_vox < 1400
+        assert chosen.tile_vox / chosen.input_size < 2.9
 
 
-def test_a_cpu_gets_at_least_three_hundred_steps() -> None:
+def test_a_cpu_gets_enough_steps() -> None:
     """Few minutes shrink the steps' slices, then the input; 448 px is the most within the default minutes."""
-    cases = [facts.case(shape=(30, 240, 240), spacing=(5, 1, 1))] * 10
-    by_minutes = {minutes: recipe(plan(cases, minutes=minutes), "none") for minutes in (5.0, 60.0, 6000.0)}
-    assert by_minutes[60.0].input_size == 448
-    assert by_minutes[60.0].iterations * by_minutes[60.0].epochs >= schedule.LEAST_CPU_STEPS
-    assert by_minutes[5.0].input_size == 224
-    assert by_minutes[6000.0].input_size == 896
-    assert recipe(plan(cases), "sam", "gpu").input_size == 896
+    cases = [facts.case(shape=(30, 500, 500), spacing=(5, 1, 1))] * 10
+    for weights, least in (("sam", schedule.LEAST_CPU_STEPS), ("none", sizes.PATH_GRIDS[2].least_steps)):
+        found = {minutes: recipe(plan(cases, minutes=minutes), weights) for minutes in (60.0, 600.0, 60000.0)}
+        inputs = [one.input_size for one in found.values()]
+        assert inputs == sorted(inputs)
+        assert inputs[0] <= recipes.CPU_INPUT_CAP < inputs[-1]
+        assert all(one.iterations * one.epochs >= least for one in found.values())
+    assert recipe(plan(cases, minutes=1.0), "none").input_size == sizes.PATH_GRIDS[2].smallest
+    assert recipe(plan(cases), "sam", "gpu").input_size == 1120
 
 
 def test_batch_norm_that_trains_gets_eight_slices() -> None:

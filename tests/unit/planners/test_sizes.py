@@ -35,16 +35,18 @@ def test_upsampled_images_buy_no_tokens() -> None:
     assert sizes.wanted_input(plane(120, resolution=0.8))[0] == 448
 
 
-SIDE_PATH = DecoderMethod(upsampler="side_path")
+SIDE_PATH = DecoderMethod(upsampler="side_path", path_stride=2)
 
 
-@pytest.mark.parametrize(("typical", "expected"), [(20, 64), (70, 64), (71, 96), (105, 96), (106, 128), (4000, 512)])
-def test_beside_a_side_path_a_pixel_is_a_voxel(typical: int, expected: int) -> None:
-    """Multiples of 32 with ten percent of slack, from 64 to 512 px, and the tile is then judged by pixels too."""
+@pytest.mark.parametrize(
+    ("typical", "expected"), [(20, 112), (61, 112), (62, 224), (123, 224), (124, 336), (4000, 560)]
+)
+def test_beside_a_side_path_a_cell_of_the_path_is_a_voxel(typical: int, expected: int) -> None:
+    """Multiples of 112 with ten percent of slack, up to 560 px, and the tile is then judged by the path's cells too."""
     grid = sizes.grid_of(Method(encoder=EncoderMethod(train="full"), decoder=SIDE_PATH))
     assert sizes.wanted_input(plane(typical), grid)[0] == expected
-    assert sizes.tile(plane(105), 96, wanted=96, grid=grid)[0] == 105
-    assert sizes.tile(plane(105), 96, wanted=96)[0] < 105
+    assert sizes.tile(plane(105), 224, wanted=224, grid=grid)[0] == 105
+    assert sizes.tile(plane(105), 224, wanted=224)[0] < 105
 
 
 def test_only_an_encoder_that_trains_whole_takes_fine_sizes() -> None:
@@ -57,7 +59,7 @@ def test_only_an_encoder_that_trains_whole_takes_fine_sizes() -> None:
 def test_smaller_sizes_end_at_the_smallest() -> None:
     """Every step down to the smallest is tried, which for SAM's decoder is half a step."""
     assert sizes.SAM_GRID.smaller(672) == [672, 448, 224, 112]
-    assert sizes.FINE_GRID.smaller(128) == [128, 96, 64]
+    assert sizes.PATH_GRIDS[2].smaller(336) == [336, 224, 112]
 
 
 def test_whole_slices_where_they_fit() -> None:
@@ -92,6 +94,15 @@ def test_few_steps_see_more_of_a_slice() -> None:
     assert limits == [2.0, 2.0, 3.0, 5.0, 5.0, 5.0]
     assert sizes.tile(plane(128, width=3), 112, wanted=448, few_steps=True)[0] == 128
     assert sizes.tile(plane(128, width=3), 112, wanted=448)[0] < 128
+
+
+def test_beside_a_side_path_cells_stay_small() -> None:
+    """A pixel spans one and a quarter at most, in many steps and in few, however wide the structures are."""
+    for few_steps in (False, True):
+        at = {"grid": sizes.PATH_GRIDS[2], "few_steps": few_steps}
+        limits = [sizes.coarsest_cell(plane(100, width=width), **at) for width in (0, 18, 28, 400)]
+        assert limits == ([2.0, 2.5, 2.5, 2.5] if few_steps else [2.0, 2.25, 2.5, 2.5])
+        assert sizes.coarsest_cell(plane(100, width=28), grid=sizes.PATH_GRIDS[1], few_steps=few_steps) == 1.25
 
 
 @pytest.mark.parametrize(("area", "limit"), [(0, 5), (2, 1), (6, 1), (24, 2), (54, 3), (150, 5), (9000, 5)])

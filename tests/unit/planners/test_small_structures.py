@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from samunet.artifacts.fingerprint import StructureFacts
-from samunet.artifacts.plan import Plan
+from samunet.artifacts.plan import Plan, WeightsKind
+from samunet.planners import sizes
 from samunet.planners.planner import facts_of_plan, make_plan
 from samunet.planners.rests_on import measured
 from tests.planning_facts import budget, case, description, fingerprint, structure
 
 LESION = structure(width_mm=7.2, volume_mm3=468.0, num_slices=(4, 8, 8))
 HEAD = structure(width_mm=72.0, num_slices=(24, 116, 96))
+LESION_AREA = 39.0
 MINUTES = 2.5
 
 
@@ -23,14 +25,14 @@ def planned(**structures: StructureFacts) -> tuple[Plan, float]:
     return made, facts_of_plan(made, known).plane.area_vox
 
 
-def tile(plan: Plan) -> int:
-    """Voxels along a side of what one input covers on a CPU, from random weights."""
-    return plan.configuration("2d").recipes["none"]["cpu"].tile_vox.value
+def tile(plan: Plan, weights: WeightsKind = "sam") -> int:
+    """Voxels along a side of what one input covers on a CPU."""
+    return plan.configuration("2d").recipes[weights]["cpu"].tile_vox.value
 
 
 def test_area_of_a_lesion() -> None:
     """468 mm3 in four slices of 3 mm are 39 square millimetres, on pixels of 1 mm."""
-    assert planned(lesion=LESION)[1] == pytest.approx(39.0)
+    assert planned(lesion=LESION)[1] == pytest.approx(LESION_AREA)
 
 
 def test_lesions_get_tiles_of_their_size() -> None:
@@ -40,6 +42,14 @@ def test_lesions_get_tiles_of_their_size() -> None:
     many = planned(lesion=LESION, head=HEAD, brain=HEAD, skull=HEAD)
     assert many[1] == planned(head=HEAD)[1] > alone[1]
     assert tile(many[0]) == tile(planned(head=HEAD)[0]) == 144
+
+
+def test_a_side_path_finds_lesions_in_larger_tiles() -> None:
+    """Its cells are pixels, of which more than six make up the lesion's cross-section even in whole slices."""
+    found = planned(lesion=LESION)[0]
+    assert tile(found, "none") == 144
+    recipe = found.configuration("2d").recipes["none"]["cpu"]
+    assert LESION_AREA / (144 / recipe.input_size.value) ** 2 > sizes.CELLS_OF_SMALL
 
 
 def test_the_plan_names_the_fact() -> None:

@@ -195,7 +195,7 @@ def test_the_nearest_sizes_of_slices_are_named(side: int) -> None:
     pictures = [facts.case(shape=(1, side, side), spacing=(999, 1, 1))] * 4
     found, known = plan(pictures), measured(pictures)
     facts_now = facts_of_plan(found, known)
-    for grid in (sizes.SAM_GRID, sizes.FINE_GRID):
+    for grid in (sizes.SAM_GRID, *sizes.PATH_GRIDS.values()):
 
         def wanted(vox: int, grid: sizes.Grid = grid) -> int:
             return sizes.wanted_input(replace(facts_now.plane, typical_vox=vox), grid)[0]
