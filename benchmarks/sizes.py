@@ -26,6 +26,7 @@ from samunet.artifacts.plan import load_plan
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema
 from samunet.planners.planner import facts_of_plan
+from samunet.planners.sizes import grid_of
 
 TABLE = "sizes"
 
@@ -58,9 +59,12 @@ def cells(data: Path, options: argparse.Namespace) -> list[Cell]:
     copy_plan(planned.model_copy(update={"configurations": {**planned.configurations, **added}}), source, target)
     select_inside(data.name, target)
     made = []
+    stride = grid_of(planned.configuration(parent).recipes["none"]["cpu"].method_parts()).stride
     for seed, (name, (size, tile)) in product(options.seeds, pairs.items()):
         facts = {"dataset": data.name, "minutes": options.minutes, "tile_vox": tile, "share": round(tile / largest, 3)}
+        facts["stride"] = stride
         title = f"{data.name} {parent} {size} px {tile} voxels seed {seed} {options.minutes:g} min"
+        title += "" if stride == DECODER_STRIDE else f" stride {stride}"
         words = ("-c", name, "--weights", "none", "--seed", f"{seed}")
         made.append(Cell(title, data, options.minutes, words, facts, preprocessed=target.preprocessed))
     return made
@@ -72,7 +76,7 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [row(head), row(["---"] * len(head))]
     done = [cell for cell in results.values() if "failed" not in cell]
     for cell in sorted(done, key=lambda c: (c["dataset"], c["minutes"], c["input_size"], c["tile_vox"], c["seed"])):
-        coarse = DECODER_STRIDE * cell["tile_vox"] / cell["input_size"]
+        coarse = cell.get("stride", DECODER_STRIDE) * cell["tile_vox"] / cell["input_size"]
         place = [cell["dataset"], f"{cell['minutes']:g}", cell["input_size"], cell["tile_vox"], f"{cell['share']:.2f}"]
         lines.append(row([*place, f"{coarse:.1f}", cell["steps"], f"{cell['mean_dice']:.3f}"]))
     return "\n".join(lines)

@@ -218,7 +218,7 @@ class DecoderMethod(Schema):
         conditioning: How the bottleneck after the tokens' look at the image depends on the prompt.
         upsampler: SAM's two steps, or four to full resolution, or those that a convolutional path of the image joins.
         path_stride: Of that path's first stage and of the masks; at 2 it sees squares of four pixels at once.
-        path_width: Channels of its first stage, twice as many at the second; SAM's own at strides 4 and 8.
+        path_width: Channels of its first stage, twice as many at stride 2 after it; SAM's own at strides 4 and 8.
         path_convolutions: Per stage of that path, down and up.
         deep_supervision: Whether its second and third stage have a loss too, a half and a quarter of the first's.
 
@@ -312,14 +312,21 @@ def summarise(method: Method) -> str:
         encoder.append(f"depth {method.depth.kind}")
     if method.fusion.kind == "unet":
         return " + ".join([*encoder, "U-Net"])
-    decoder = f"{method.decoder.train} decoder"
-    if method.decoder.upsampler == "side_path":
-        decoder += f" with side path {method.decoder.path_width}/{method.decoder.path_stride}"
-        decoder += ", supervised" * method.decoder.deep_supervision
-    if method.decoder.conditioning != "none":
-        decoder += f" ({method.decoder.conditioning})"
+    decoder = f"{method.decoder.train} decoder{_decoder_words(method.decoder)}"
     prompted = [f"{method.prompts.kind} prompts"] if method.promptable else []
     return " + ".join([*encoder, decoder, *prompted])
+
+
+def summarise_decoder(decoder: DecoderMethod) -> str:
+    """What of the decoder trains, and what it has that SAM's own has not, in a few words."""
+    return decoder.train + ", progressive upsampler" * (decoder.upsampler == "progressive") + _decoder_words(decoder)
+
+
+def _decoder_words(decoder: DecoderMethod) -> str:
+    words = ""
+    if decoder.upsampler == "side_path":
+        words = f" with side path {decoder.path_width}/{decoder.path_stride}{', supervised' * decoder.deep_supervision}"
+    return words if decoder.conditioning == "none" else f"{words} ({decoder.conditioning})"
 
 
 def summarise_encoder(encoder: EncoderMethod) -> str:

@@ -83,7 +83,7 @@ class SegmentationModel(nn.Module):
             depth: Slices per slab.
 
         Returns:
-            Logits (B, T, S/4, S/4), or (B, T, S, S) of the finer decoders.
+            Logits (B, T, S/4, S/4), or those of finer decoders: (B, T, S, S), or half of that.
         """
         if self.unet is not None:
             result: Tensor = self.unet(images, self.encode(images, depth=depth))
@@ -101,7 +101,7 @@ class SegmentationModel(nn.Module):
             return self.decode_estimated(embeddings)
 
     def take_coarse(self) -> tuple[Tensor, ...]:
-        """Logits at strides 2 and 4 of the last pass in train mode, given away; none without deep supervision."""
+        """Coarser logits of the last pass in train mode, finest first, given away; none without deep supervision."""
         upsampler = self.network.mask_decoder.output_upscaling
         return upsampler.take_coarse() if isinstance(upsampler, SidePathUpsampler) else ()
 

@@ -104,7 +104,7 @@ def decoder_parameters(method: Method, num_tokens: int) -> int:
 
 
 def _side_path(decoder: DecoderMethod, num_tokens: int) -> int:
-    """The path of the image, what joins it, the two doublings that SAM does not have, and what makes coarse maps."""
+    """The path of the image, what joins it, the doublings that SAM does not have, and what makes coarse maps."""
     convolutions = decoder.path_convolutions
     widths = side_path_widths(decoder.path_stride, decoder.path_width)
 

@@ -10,7 +10,7 @@ from samunet.artifacts.method import DecoderMethod
 from samunet.artifacts.plan import METHOD_PARTS
 from samunet.core.errors import ConfigError
 from samunet.planners.edits import Choices, Reasoned, settled
-from samunet.planners.peft import decoder_beside
+from samunet.planners.peft import has_place_for_path, without_side_path
 from samunet.planners.recipes import Facts, Wish, plan_recipe
 from samunet.planners.words import short
 
@@ -57,5 +57,7 @@ def _beside(parts: Mapping[str, Reasoned]) -> Reasoned:
     """The planned decoder beside the prompts and the fusion that were asked for."""
     planned, reason = parts["decoder"]
     kinds = {part: parts[part][0].kind for part in ("prompts", "fusion")}
-    decoder = DecoderMethod(**decoder_beside(planned.model_dump(), **kinds))
-    return decoder, reason if decoder == planned else "prompts and a U-Net leave no place for a side path"
+    if planned.upsampler != "side_path" or has_place_for_path(**kinds):
+        return planned, reason
+    decoder = DecoderMethod(**without_side_path(planned.model_dump()))
+    return decoder, "prompts and a U-Net leave no place for a side path"

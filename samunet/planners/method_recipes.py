@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from samunet.artifacts.fingerprint import Fingerprint
-from samunet.artifacts.method import Method, summarise
+from samunet.artifacts.method import SIDE_PATH_FIELDS, Method, summarise
 from samunet.artifacts.method_faults import faults_with_blocks, faults_with_slabs, faults_with_weights
 from samunet.artifacts.model_spec import SPECS, get_spec
 from samunet.artifacts.plan import METHOD_PARTS, DeviceClass, Plan, Recipe, WeightsKind
@@ -16,7 +16,7 @@ from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError, UsageError
 from samunet.planners import rules
 from samunet.planners.edits import Reasoned
-from samunet.planners.peft import decoder_beside
+from samunet.planners.peft import has_place_for_path, without_side_path
 from samunet.planners.planner import facts_of_plan
 from samunet.planners.presets import MEDSAM_CONFIGURATION, Preset
 from samunet.planners.recipes import Wish, automatic, plan_recipe
@@ -53,15 +53,32 @@ def with_changes(method: Method, changes: Mapping[str, Any], rank: int | None = 
         if last == "rank" and f"{'.'.join(parents)}.ranks" not in changes and "ranks" in place:
             place["ranks"] = None
         place[final] = value
-    if not any(path.startswith("decoder.upsampler") for path in changes):
-        kinds = {part: content[part]["kind"] for part in ("prompts", "fusion")}
-        content["decoder"] = decoder_beside(content["decoder"], **kinds)
+    if "decoder" not in changes:
+        content["decoder"] = _with_path_that_fits(content, changes)
     try:
         changed = parse_schema(Method, content)
     except ConfigError as error:
         error.todo = "give other values with --set"
         raise
     return changed if rank is None else with_changes(changed, rank_changes(changed, rank))
+
+
+def _with_path_that_fits(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's values without those of a side path that nobody asked for and that nothing would read.
+
+    A planned path makes way for prompts, a U-Net or another upsampler; what is asked for stays, to be refused if it
+    does not fit.
+    """
+    decoder: dict[str, Any] = content["decoder"]
+    asked = {path.removeprefix("decoder.") for path in changes if path.startswith("decoder.")}
+    if "upsampler" in asked:
+        return decoder if decoder["upsampler"] == "side_path" else without_side_path(decoder, asked)
+    kinds = {
+        part: value.get("kind", default) if isinstance(value := content[part], Mapping) else default
+        for part, default in (("prompts", "none"), ("fusion", "sam"))
+    }
+    is_free = decoder["upsampler"] == "side_path" and asked.isdisjoint(SIDE_PATH_FIELDS)
+    return without_side_path(decoder) if is_free and not has_place_for_path(**kinds) else decoder
 
 
 def rank_changes(method: Method, rank: int) -> dict[str, Any]:

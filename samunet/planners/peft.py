@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from samunet.artifacts.method import (
@@ -115,16 +115,19 @@ def decoder_method(weights: WeightsKind, device: DeviceClass) -> tuple[DecoderMe
     return DecoderMethod(train="full"), "the whole decoder reaches 81.88 Dice, LoRA in it 77.78 (SAMed)"
 
 
-def decoder_beside(decoder: Mapping[str, Any], *, prompts: str, fusion: str) -> dict[str, Any]:
-    """A decoder's values, without its side path where prompts or a U-Net leave no place for one.
+def has_place_for_path(*, prompts: object, fusion: object) -> bool:
+    """Whether a decoder may have a side path beside these kinds of prompts and of fusion."""
+    return prompts == "none" and fusion == "sam"
+
+
+def without_side_path(decoder: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+    """A decoder's values without those of a side path.
 
     Args:
         decoder: Values of :class:`DecoderMethod`.
-        prompts: Kind of prompts.
-        fusion: Kind of fusion.
+        kept: Names that stay nevertheless.
     """
-    is_kept = decoder["upsampler"] != "side_path" or (prompts == "none" and fusion == "sam")
-    return {name: value for name, value in decoder.items() if is_kept or name not in SIDE_PATH_FIELDS}
+    return {name: value for name, value in decoder.items() if name in kept or name not in SIDE_PATH_FIELDS}
 
 
 def depth_mechanism(slab_depth: int) -> tuple[Depth, str]:

@@ -101,11 +101,17 @@ def _vit_flop(spec: SamSpec, tokens: float) -> float:
 
 
 def _tiny_flop(spec: SamSpec, pixels: int) -> float:
+    """Of the stem, the convolutions of the first stage and the blocks of the others, whose attention pads windows."""
     first = spec.stage_dims[0]
     stem = pixels * first * (27 / 4 + 9 * first / 16)
     convolutions = 16 * first**2 * pixels / 16 * spec.stage_depths[0]
-    stages = zip(spec.stage_dims[1:], spec.stage_depths[1:], (8, 16, 16), strict=True)
-    return stem + convolutions + sum(24 * dim**2 * depth * pixels / stride**2 for dim, depth, stride in stages)
+    blocks = 0.0
+    stages = zip(spec.stage_dims[1:], spec.stage_depths[1:], spec.stage_windows[1:], (8, 16, 16), strict=True)
+    for dim, depth, window, stride in stages:
+        side = math.sqrt(pixels) / stride
+        padded = math.ceil(side / window) * window if side >= window else side
+        blocks += (8 * padded**2 + 16 * side**2) * dim**2 * depth
+    return stem + convolutions + blocks
 
 
 def cpu_images_per_second(

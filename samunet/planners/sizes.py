@@ -151,7 +151,7 @@ def tile(
         wanted: What :func:`wanted_input` says.
         grid: Of the decoder.
         overlap: Of neighbouring tiles, as a fraction of a tile.
-        few_steps: Whether training takes hundreds of steps, as on a CPU, and not thousands.
+        few_steps: Whether training is short, as on a CPU.
     """
     cells = input_size // grid.stride
     is_enough = input_size >= wanted and wanted < grid.largest

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from samunet.artifacts.augmentation import Augmentation
-from samunet.artifacts.method import DecoderMethod, EncoderMethod, Lora, summarise_encoder
+from samunet.artifacts.method import DecoderMethod, EncoderMethod, Lora, summarise_decoder, summarise_encoder
 from samunet.artifacts.plan import ChannelNormalization, Decay, Frame, LossWeights
 from samunet.planners.rules import FILE_AXES
 
@@ -43,9 +43,7 @@ def _schema(value: BaseModel) -> str:
     if isinstance(value, EncoderMethod):
         return summarise_encoder(value)
     if isinstance(value, DecoderMethod):
-        return (
-            value.train if value.upsampler == "sam" else f"{value.train}, {value.upsampler.replace('_', ' ')} upsampler"
-        )
+        return summarise_decoder(value)
     if isinstance(value, LossWeights):
         estimated = f" + {value.estimated_iou:g} IoU estimate" if value.estimated_iou else ""
         return f"{value.cross_entropy:g} CE + {value.dice:g} Dice{estimated}"

@@ -43,7 +43,7 @@ class Objective(Protocol):
 
 
 def mean_over_scales(losses: Sequence[Tensor]) -> Tensor:
-    """Mean of losses at strides 1, 2, 4 and so on, each of half the weight of the one before.
+    """Mean of losses at one stride, its double and so on, each of half the weight of the one before.
 
     Source: nnU-Net (Isensee et al. 2021), weights of deep supervision.
     """

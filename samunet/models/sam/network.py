@@ -80,8 +80,8 @@ def build_mask_decoder(num_tokens: int, upsampler: Upsampler = "sam", *, path: S
 
     Args:
         num_tokens: Mask tokens T (stock: 4).
-        upsampler: "sam" doubles the embedding's grid twice, "progressive" and "side_path" four times, to the input's
-            own; "side_path" joins it with convolutions of the image on the way.
+        upsampler: "sam" doubles the embedding's grid twice, "progressive" four times, to the input's own; "side_path"
+            to where its path begins, and joins it with convolutions of the image on the way.
         path: What that path is like.
 
     Source: Chen et al., MA-SAM, 2024 (progressive upsampling).

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
-from samunet.artifacts.method import PromptMethod
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import Configuration, Decided, Plan, Recipe
 from samunet.artifacts.plan_document import marked, reduced, resolved
 from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError
 from samunet.planners import memory, sizes
-from samunet.planners.alterations import Inputs
 from samunet.planners.edits import Edits, edits_of, places_by_user
 from samunet.planners.planner import facts_of_plan, make_plan
 from tests import planning_facts as facts
@@ -141,12 +139,15 @@ def test_a_method_is_planned_around() -> None:
 
 def test_edited_prompts_take_the_place_of_a_planned_side_path() -> None:
     """What the user asks for stands; the decoder of random weights is planned around it and says so."""
-    inputs = Inputs.of(plan(), FINGERPRINT).with_edits({("2d", "none", "cpu"): {"prompts": PromptMethod(kind="box")}})
-    found = recipe(inputs.plan(), "2d", "none", "cpu")
+    at = ("configurations", "2d", "recipes", "none", "cpu")
+    found = recipe(edited({(*at, "prompts"): {"kind": "box"}}), "2d", "none", "cpu")
     assert found.prompts.value.kind == "box"
     assert found.decoder.value.upsampler == "sam"
     assert "side path" in found.decoder.reason
     assert recipe(plan(), "2d", "none", "cpu").decoder.value.upsampler == "side_path"
+    progressive = {"train": "full", "upsampler": "progressive"}
+    with pytest.raises(ConfigError, match=r"(?s)none on a cpu.*set decoder\.upsampler to sam"):
+        edited({(*at, "prompts"): {"kind": "box"}, (*at, "decoder"): progressive})
 
 
 def test_edits_that_go_with_nothing_are_refused_by_place() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from samunet.artifacts.checkpoint import BaseWeights
-from samunet.artifacts.method import DepthAttention, Lora, Method
+from samunet.artifacts.method import DecoderMethod, DepthAttention, Lora, Method
 from samunet.artifacts.plan import ChannelNormalization, Decided, IntensityMap, Plan, Recipe, ResolvedRecipe
 from samunet.artifacts.pretraining import Pretrained, write_pretrained
 from samunet.artifacts.workspace import Workspace
@@ -272,5 +272,40 @@ def test_prompts_and_unets_take_the_place_of_a_planned_side_path(plan: Plan, cha
     assert planned.decoder.upsampler == "side_path"
     assert with_changes(planned, changes).decoder.upsampler == "sam"
     assert with_changes(planned, {"decoder.path_width": 8}).decoder.upsampler == "side_path"
-    with pytest.raises(ConfigError, match=r"decoder\.upsampler to sam|decoder to"):
-        with_changes(planned, {**changes, "decoder.upsampler": "side_path"})
+    for asked in ({"decoder.upsampler": "side_path"}, {"decoder.path_width": 8}, {"decoder.deep_supervision": True}):
+        with pytest.raises(ConfigError, match=r"decoder\.upsampler to sam|decoder to"):
+            with_changes(planned, {**changes, **asked})
+
+
+@pytest.mark.parametrize("upsampler", ["sam", "progressive"])
+def test_another_upsampler_takes_the_place_of_a_planned_side_path(plan: Plan, upsampler: str) -> None:
+    """One change is enough; a field of the path that is asked for beside it is refused."""
+    planned = plan.configuration("2d").recipes["none"]["cpu"].method_parts()
+    changes = {"decoder.upsampler": upsampler}
+    assert with_changes(planned, changes).decoder == DecoderMethod(train="full", upsampler=upsampler)
+    with pytest.raises(ConfigError, match="path_width is read by the side path only"):
+        with_changes(planned, {**changes, "decoder.path_width": 8})
+
+
+@pytest.mark.parametrize(
+    ("changes", "upsampler"),
+    [
+        ({"decoder": {"train": "full"}}, "sam"),
+        ({"fusion.kind": "unet", "decoder": {"train": "none"}}, "sam"),
+        ({"prompts": {"kind": "box"}}, "sam"),
+        ({"prompts": {}}, "side_path"),
+        ({"fusion": {"width": 32}}, "side_path"),
+    ],
+)
+def test_whole_parts_may_be_given(plan: Plan, changes: dict[str, Any], upsampler: str) -> None:
+    """Of a part that is given whole, what it does not name is its default."""
+    planned = plan.configuration("2d").recipes["none"]["cpu"].method_parts()
+    assert with_changes(planned, changes).decoder.upsampler == upsampler
+
+
+@pytest.mark.parametrize("part", ["decoder", "prompts", "fusion"])
+def test_a_part_that_is_no_object_is_refused(plan: Plan, part: str) -> None:
+    """It is one error that names the part."""
+    planned = plan.configuration("2d").recipes["none"]["cpu"].method_parts()
+    with pytest.raises(ConfigError, match=part):
+        with_changes(planned, {part: "box"})

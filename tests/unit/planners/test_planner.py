@@ -101,7 +101,7 @@ def test_pathology_like_images_are_tiled() -> None:
         chosen = recipe(found, "sam", device)
         assert chosen.tile_vox < 1200
         assert chosen.tile_vox * 4 / chosen.input_size < {"gpu": 4.7, "cpu": 5.8}[device]
-        # beside the side path of random weights a cell is half a pixel
+        # beside the side path of random weights a cell is two pixels
         chosen = recipe(found, "none", device)
         assert chosen.tile_vox < 1400
         assert chosen.tile_vox / chosen.input_size < 2.9

@@ -45,11 +45,13 @@ def test_lesions_get_tiles_of_their_size() -> None:
 
 
 def test_a_side_path_finds_lesions_in_larger_tiles() -> None:
-    """Its cells are pixels, of which more than six make up the lesion's cross-section even in whole slices."""
+    """It has twice the cells of SAM's decoder a side, so that six make up a lesion in tiles of twice the side."""
     found = planned(lesion=LESION)[0]
     assert tile(found, "none") == 144
+    assert tile(found) == 72
     recipe = found.configuration("2d").recipes["none"]["cpu"]
-    assert LESION_AREA / (144 / recipe.input_size.value) ** 2 > sizes.CELLS_OF_SMALL
+    cell = sizes.grid_of(recipe.method_parts()).stride * 144 / recipe.input_size.value
+    assert LESION_AREA / cell**2 > sizes.CELLS_OF_SMALL / sizes.TILE_SLACK**2
 
 
 def test_the_plan_names_the_fact() -> None:
