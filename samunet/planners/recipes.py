@@ -250,7 +250,9 @@ def _fit(facts: Facts, wish: Wish, spec: SamSpec) -> tuple[_Fit, str]:
             break
         if is_smallest:
             few = steps < schedule.LEAST_CPU_STEPS
-            limits += [f"even {size} px leave {steps} steps (at least {schedule.LEAST_CPU_STEPS})"] * few
+            limits += [
+                f"even that leaves {steps} steps in {minutes:g} minutes (at least {schedule.LEAST_CPU_STEPS})"
+            ] * few
             break
         limits = [f"{size} px leaves {steps} steps in {minutes:g} CPU minutes (at least {grid.least_steps})"]
     assert fit is not None
