@@ -97,6 +97,8 @@ CHANGES: dict[str, Change] = {
     "augmentation 2.5 times as often": Change("augmentation", {"augmentation": {"frequency": 2.5}}),
     "ViT instead of TinyViT": Change("backbone", {"backbone": "vit_xs"}),
     "TinyViT of MobileSAM's size": Change("backbone", {"backbone": "vit_t"}),
+    "one plane": Change("planes", {"planes": ["slices"]}),
+    "all planes": Change("planes", {"planes": ["slices", "rows", "columns"]}),
     "mirrored views": Change("TTA", mirror=True),
     "pretrained encoder": Change("pretraining", pretrained=True),
     "pretrained encoder, rate / 4": Change("pretraining", words=("--lr", "0.0005"), pretrained=True),

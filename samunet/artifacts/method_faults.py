@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from samunet.artifacts.method import Method
+from samunet.artifacts.plan_parts import STORED, Planes
 
 
 def faults_with_weights(method: Method, weights_kind: str, *, has_decoder: bool = True) -> list[str]:
@@ -36,6 +37,13 @@ def faults_with_slabs(method: Method, slab_depth: int) -> list[str]:
     if slab_depth == 1 or method.depth.kind != "none":
         return []
     return [f"slabs of {slab_depth} slices need a depth mechanism: set depth.kind, or slab_depth to 1"]
+
+
+def faults_with_planes(method: Method, planes: Planes) -> list[str]:
+    """What does not go with the planes in which volumes are cut, each with what to change."""
+    if not method.promptable or planes == STORED:
+        return []
+    return [f"prompts point at stored slices: set prompts.kind to none, or planes to {', '.join(STORED)}"]
 
 
 def faults_with_blocks(method: Method, num_blocks: int) -> list[str]:

@@ -24,9 +24,15 @@ from samunet.artifacts.method import (
     PromptMethod,
     faults_of,
 )
-from samunet.artifacts.method_faults import faults_with_blocks, faults_with_slabs, faults_with_weights
+from samunet.artifacts.method_faults import (
+    faults_with_blocks,
+    faults_with_planes,
+    faults_with_slabs,
+    faults_with_weights,
+)
 from samunet.artifacts.model_spec import SPECS, TOKEN_SIZE
 from samunet.artifacts.plan_document import COPY, EDITED, marked, read_record, reduced, resolved, write_with_record
+from samunet.artifacts.plan_parts import STORED, Planes
 from samunet.artifacts.plan_parts import Budget as Budget
 from samunet.artifacts.plan_parts import ChannelNormalization as ChannelNormalization
 from samunet.artifacts.plan_parts import Decay as Decay
@@ -56,7 +62,8 @@ class Recipe(Schema):
 
     Sizes: ``tile_vox`` voxels of a slice are zoomed to ``input_size`` encoder pixels; slices larger than a tile are
     tiled, smaller ones are zero padded. encoder, depth, decoder, prompts and fusion together are the method.
-    ``mirror_views`` is the most mirrored views of an image that prediction averages.
+    ``mirror_views`` is the most mirrored views of an image that prediction averages; ``planes`` the axes of the stored
+    volumes across which slices are cut, for training and for prediction, which averages them.
     """
 
     backbone: Decided[str]
@@ -85,6 +92,7 @@ class Recipe(Schema):
     augmentation: Decided[Augmentation]
     foreground_fraction: Decided[Share]
     mirror_views: Decided[Literal[1, 2, 4]] = Decided(value=4, reason="every view that the mirror axes allow")
+    planes: Decided[Planes] = Decided(value=STORED, reason="as they are stored")
     memory_gib: Decided[Positive]
 
     @field_validator("backbone")
@@ -99,8 +107,9 @@ class Recipe(Schema):
         if self.input_size.value % TOKEN_SIZE or self.input_size.value <= 0:
             raise ValueError(f"input_size {self.input_size.value} is not a positive multiple of {TOKEN_SIZE}")
         # Parts of a method that was edited are put together by the planner, which checks them then.
-        faults = [] if info.context == EDITED else faults_of(self.method_parts())
-        faults += faults_with_blocks(self.method_parts(), SPECS[self.backbone.value].num_attention_blocks)
+        method = self.method_parts()
+        faults = [] if info.context == EDITED else faults_of(method) + faults_with_planes(method, self.planes.value)
+        faults += faults_with_blocks(method, SPECS[self.backbone.value].num_attention_blocks)
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -312,6 +321,7 @@ class ResolvedRecipe:
     foreground_fraction: float
     memory_gib: float
     mirror_views: int = 4
+    planes: Planes = STORED
 
 
 def resolve_recipe(configuration: Configuration, weights_kind: str, device_class: str) -> ResolvedRecipe:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from samunet.artifacts.decided import Finite, NotNegative, Positive, PositiveTriple
 from samunet.core.config import Schema
-from samunet.core.geometry import AxisOperation, Geometry, canonical_operation
+from samunet.core.geometry import AxisOperation, Geometry, Triple, canonical_operation
 
 Scheme = Literal["zscore", "ct", "rgb_to_01", "rescale_to_01", "window_to_01", "percentiles_to_01", "none"]
+Across = Literal["slices", "rows", "columns"]
 _OPPOSITES = ("LR", "AP", "SI")
+
+
+def _distinct(planes: tuple[Across, ...]) -> tuple[Across, ...]:
+    if not planes or len(set(planes)) < len(planes):
+        raise ValueError(f"expected slices, rows and columns at most once each, and one of them, found {planes}")
+    return planes
+
+
+Planes = Annotated[tuple[Across, ...], AfterValidator(_distinct)]
+STORED: Planes = ("slices",)
 
 
 class Frame(Schema):
@@ -33,6 +44,12 @@ class Frame(Schema):
         if any(sum(code in set(pair) for code in value) != 1 for pair in _OPPOSITES):
             raise ValueError(f"expected one of L and R, one of A and P and one of S and I, found {', '.join(value)}")
         return value
+
+    @property
+    def file_axes(self) -> Triple:
+        """The file axes of slices, rows and columns."""
+        rows, columns = (axis for axis in range(3) if axis != self.slice_axis)
+        return self.slice_axis, rows, columns
 
     def operation_for(self, geometry: Geometry) -> AxisOperation:
         """The exact, invertible axis operation from a case's file axes to (slice, row, column)."""

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import Configuration, Plan, ResolvedRecipe
+from samunet.artifacts.plan_parts import STORED, Across
 from samunet.artifacts.prompts import Prompt
 from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import DataError, UsageError
@@ -27,10 +28,11 @@ from samunet.inference.prompted import UNPROMPTED, PromptedOptions, PromptedPred
 from samunet.inference.restore import Allocate, Restored, SliceLogits, restore
 from samunet.inference.room import Room
 from samunet.inference.signs import MaskSums
-from samunet.inference.sliding import SlidingOptions, SlidingPredictor
+from samunet.inference.sliding import SlidingOptions, SlidingPredictor, average_planes
 from samunet.inference.tta import mirror_axes, mirror_combinations
 from samunet.models.device import resolve_device, usable_precision
 from samunet.preprocessing.pipeline import PreprocessedCase, preprocess_case
+from samunet.preprocessing.planes import turned
 
 
 class Predictor:
@@ -157,14 +159,13 @@ class Predictor:
             UsageError: If the model segments only what prompts point at.
         """
         self.check_prompts(given=False)
-        axes = mirror_axes(self.plan.mirror_axes.value, record.anatomical_axes) if self._mirror else ()
         views = self.recipe.mirror_views
 
         def segment(slices: int) -> Restored:
             options = SlidingOptions(
                 context=self.configuration.context_slices.value,
                 tile_overlap=self.configuration.tile_overlap.value,
-                mirror_axes=axes,
+                mirror_axes=(),
                 batch_size=slices,
                 device=self._device,
                 precision=self._precision,
@@ -176,12 +177,18 @@ class Predictor:
                 data, record, options, with_probabilities=with_probabilities, allocate=allocate, with_signs=with_signs
             )
 
+        planes = self.recipe.planes
         return self._room.predict(
             segment,
             case=record.name,
-            views=len(mirror_combinations(axes, views)),
-            plane_vox=_plane_vox(record),
+            views=max(len(mirror_combinations(self._mirror_axes(record, across), views)) for across in planes),
+            plane_vox=max(_plane_vox(record, across) for across in planes),
+            held_vox=0 if planes == STORED else math.prod(record.store_shape),
         )
+
+    def _mirror_axes(self, record: CaseRecord, across: Across) -> tuple[int, ...]:
+        """In-plane axes over which mirrored views are averaged where a case is cut across an axis."""
+        return mirror_axes(self.plan.mirror_axes.value, turned(record.anatomical_axes, across)) if self._mirror else ()
 
     def _slide(
         self,
@@ -195,7 +202,12 @@ class Predictor:
     ) -> Restored:
         labels = self.plan.label_spec
         views, sums = (ViewAgreement(labels), MaskSums(labels)) if with_signs else (None, None)
-        logits = self._finite(SlidingPredictor(self._models, self.recipe, options, views=views).slices(data), record)
+
+        def cut(across: Across, volume: NDArray[np.float32]) -> Iterator[SliceLogits]:
+            mirrored = replace(options, mirror_axes=self._mirror_axes(record, across))
+            return SlidingPredictor(self._models, self.recipe, mirrored, views=views).slices(volume)
+
+        logits = self._finite(average_planes(cut, data, self.recipe.planes), record)
         restored = restore(logits, record, labels, with_probabilities=with_probabilities, allocate=allocate, sums=sums)
         if views is None or restored.signs is None:
             return restored
@@ -347,6 +359,6 @@ class Predictor:
         return self.predict(Volume(data, geometry), with_probabilities=with_probabilities)
 
 
-def _plane_vox(record: CaseRecord) -> int:
-    """Voxels of a slice of a case, in the store or where it is restored, whichever are more."""
-    return max(math.prod(shape[1:]) for shape in (record.store_shape, record.crop_shape))
+def _plane_vox(record: CaseRecord, across: Across = "slices") -> int:
+    """Voxels of a slice of a case that is cut across an axis, in the store or where it is restored, or more of both."""
+    return max(math.prod(shape[1:]) for shape in (turned(record.store_shape, across), record.crop_shape))

@@ -58,19 +58,28 @@ class Room:
             attention=recipe.attention,
         )
 
-    def slices(self, *, views: int, plane_vox: int) -> int:
+    def slices(self, *, views: int, plane_vox: int, held_vox: int = 0) -> int:
         """Slices per forward, in whole slabs, at least one, that are predicted to fit what is free now.
 
         Args:
             views: Mirrored views of a slice.
             plane_vox: Voxels of a whole slice.
+            held_vox: Voxels of the volume, where its maps are kept as a whole.
         """
         free = available_gib(self._device)
         return memory.largest_prediction(
-            self._load, budget_gib=free, cap=self.most, models=self._models, views=views, plane_vox=plane_vox
+            self._load,
+            budget_gib=free,
+            cap=self.most,
+            models=self._models,
+            views=views,
+            plane_vox=plane_vox,
+            held_vox=held_vox,
         )
 
-    def predict(self, segment: Callable[[int], Result], *, case: str, views: int = 1, plane_vox: int) -> Result:
+    def predict(
+        self, segment: Callable[[int], Result], *, case: str, views: int = 1, plane_vox: int, held_vox: int = 0
+    ) -> Result:
         """Segment a case; where memory runs out, again from its start with half the slices, here and in later cases.
 
         Args:
@@ -78,12 +87,13 @@ class Room:
             case: Its name.
             views: As for :meth:`slices`.
             plane_vox: As there.
+            held_vox: As there.
 
         Raises:
             OutOfMemoryError: If one slab at a time does not fit.
         """
         depth = self._load.slab_depth
-        slices = self.slices(views=views, plane_vox=plane_vox)
+        slices = self.slices(views=views, plane_vox=plane_vox, held_vox=held_vox)
         while True:
             try:
                 return segment(slices)

@@ -5,7 +5,7 @@ Legend: B batch, D slices of a slab, C channels, S slices, H W in-plane store gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samunet.artifacts.plan import ResolvedRecipe
+from samunet.artifacts.plan_parts import STORED, Across
 from samunet.inference.agreement import ViewAgreement
 from samunet.inference.encode import gaussian_window, scale_slice, to_encoder, to_store
 from samunet.inference.restore import SliceLogits
 from samunet.inference.tta import mirror_combinations
+from samunet.preprocessing.planes import turn
 from samunet.preprocessing.slicing import Pair, context_indices, cut_tile, tile_positions, tile_starts, tile_windows
 
 DEPTH_SIGMA = 0.125
@@ -181,6 +183,35 @@ class SlidingPredictor:
         if self._agreement is not None:
             self._agreement.add(index, maps, valid, iou)
         return maps
+
+
+def average_planes(
+    predict: Callable[[Across, NDArray[np.float32]], Iterable[SliceLogits]],
+    data: NDArray[np.float32],
+    planes: Sequence[Across],
+) -> Iterator[SliceLogits]:
+    """Mean logits over the planes in which a volume is cut; those of a single plane pass as they come.
+
+    Args:
+        predict: Gives the logits of every slice of a volume that is cut across an axis, in order.
+        data: (C, S, H, W) as stored.
+        planes: Axes to cut across.
+
+    Yields:
+        (slice index, (T, H, W) logits), in order of the stored slices.
+    """
+    if tuple(planes) == STORED:
+        yield from predict("slices", data)
+        return
+    total: Tensor | None = None
+    for across in planes:
+        for index, maps in predict(across, np.ascontiguousarray(turn(data, across))):
+            if total is None:
+                total = maps.new_zeros((len(maps), *data.shape[1:]))
+            turn(total, across)[:, index] += maps
+    assert total is not None
+    total /= len(planes)
+    yield from enumerate(total.unbind(1))
 
 
 class _SliceSum:

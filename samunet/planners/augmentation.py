@@ -21,7 +21,6 @@ ALIGNED, ALIGNED_EVIDENCE = 0.5, 4.0
 NNUNET_SCALE = (0.7, 1.4)
 MOST_VIEWS = 4
 LONGEST_SECONDS = 60.0
-PREDICTION_SPEEDUP = 3.0
 
 
 def augmentation(
@@ -117,7 +116,13 @@ def side_of_structures(pictures: Sequence[CaseFacts]) -> tuple[str, float, int]:
 
 def in_plane_mirrors(frame: Frame, mirror: Collection[str]) -> int:
     """Number of in-plane axes (0 to 2) of the majority's frame along which images may be mirrored."""
-    return sum(_anatomical(frame.orientation[axis]) in mirror for axis in range(3) if axis != frame.slice_axis)
+    return sum(axis in mirror for axis in anatomical_axes(frame)[1:])
+
+
+def anatomical_axes(frame: Frame) -> tuple[str, str, str]:
+    """The majority's anatomical axes along slices, rows and columns."""
+    slices, rows, columns = (_anatomical(frame.orientation[axis]) for axis in frame.file_axes)
+    return slices, rows, columns
 
 
 def _anatomical(code: str) -> str:
@@ -154,23 +159,19 @@ def num_tiles(shapes: Sequence[Triple], tile_vox: int, overlap: float) -> int:
     return int(np.median(counts))
 
 
-def mirror_views(
-    *, device: DeviceClass, promptable: bool, mirrors: int, tiles: int, images_per_second: float
-) -> tuple[int, str]:
+def mirror_views(*, device: DeviceClass, promptable: bool, mirrors: int, seconds: float) -> tuple[int, str]:
     """How many mirrored views of an image prediction averages at most: 4, 2 (as it is and turned half) or 1.
 
     Args:
         device: Class of device.
         promptable: Whether prompts are needed; their places fit one view only.
         mirrors: In-plane axes along which images may be mirrored.
-        tiles: Forward passes of a typical volume, one view each.
-        images_per_second: Training speed of the network on this device; prediction is about three times faster.
+        seconds: What a typical volume takes on a CPU without mirrored views.
     """
     if promptable:
         return 1, "prompts point at one view"
     if device == "gpu":
         return MOST_VIEWS, "every view that the mirror axes allow, as nnU-Net"
-    seconds = tiles / (PREDICTION_SPEEDUP * images_per_second)
     for views in (MOST_VIEWS, MOST_VIEWS // 2, 1):
         taken = min(views, 2**mirrors)
         if taken * seconds <= LONGEST_SECONDS or views == 1:

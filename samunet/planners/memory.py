@@ -110,7 +110,7 @@ def largest_batch(load: Load, *, budget_gib: float, cap: int) -> int:
     )
 
 
-def prediction_bytes(load: Load, *, models: int = 1, views: int = 1, plane_vox: int = 0) -> int:
+def prediction_bytes(load: Load, *, models: int = 1, views: int = 1, plane_vox: int = 0, held_vox: int = 0) -> int:
     """Peak bytes of the tensors that predicting a volume needs beside the weights.
 
     Args:
@@ -118,6 +118,7 @@ def prediction_bytes(load: Load, *, models: int = 1, views: int = 1, plane_vox: 
         models: Whose maps are averaged.
         views: Mirrored views of a slice.
         plane_vox: Voxels of a whole slice, maps of which stand beside those of the forward's tiles.
+        held_vox: Voxels of a volume whose maps stand beside all that; 0 where they pass slice by slice.
     """
     pixels, grid = load.input_size**2, load.num_tokens * load.tile_vox**2
     # Of those before: every model's votes, and the sum.
@@ -133,7 +134,8 @@ def prediction_bytes(load: Load, *, models: int = 1, views: int = 1, plane_vox: 
     copies = _NARROW * _parameters(load)[1] if load.is_half else 0
     network = load.slices * max(encoding, decoding) + copies
     planes = _WIDE * load.num_tokens * plane_vox * (load.slab_depth + _PREDICTED_PLANES)
-    return int(load.slices * held + max(network, load.slices * mapping) + planes)
+    volume = _WIDE * load.num_tokens * held_vox
+    return int(load.slices * held + max(network, load.slices * mapping) + planes + volume)
 
 
 def largest_prediction(load: Load, *, budget_gib: float, cap: int, **seen: int) -> int:

@@ -14,8 +14,8 @@ from samunet.artifacts.plan import Budget, ChannelNormalization, DeviceClass, Fr
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError
-from samunet.core.geometry import AxisOperation, SpacingTriple
-from samunet.planners import augmentation, rules, sizes
+from samunet.core.geometry import AxisOperation, SpacingTriple, Triple
+from samunet.planners import augmentation, planes, rules, sizes
 from samunet.planners.edited_recipes import plan_edited_recipe
 from samunet.planners.edits import NO_EDITS, Choices, ConfigurationEdits, Edits, Reasoned, Settling, root_of
 from samunet.planners.recipes import Facts, automatic
@@ -177,8 +177,7 @@ class _Given:
 
 def per_file_axis(frame: Frame, spacing: Sequence[float | None], target: SpacingTriple) -> SpacingTriple:
     """A configuration's spacing (slice, row, column) by file axis; where slices keep their own, the target's."""
-    axes = [frame.slice_axis, *(axis for axis in range(3) if axis != frame.slice_axis)]
-    found = dict(zip(axes, spacing, strict=True))
+    found = dict(zip(frame.file_axes, spacing, strict=True))
     z, y, x = (target[axis] if found[axis] is None else found[axis] for axis in range(3))
     return z, y, x  # type: ignore[return-value]
 
@@ -237,8 +236,27 @@ def gather(
         ),
         augmentation=augmentation.augmentation(cases, frame, mirror, in_plane),
         mirrors=augmentation.in_plane_mirrors(frame, mirror),
+        planes=_planes(cases, frame, spacing, mirror, shapes=shapes, num_tokens=labels.num_tokens),
         budget=budget,
     )
+
+
+def _planes(
+    cases: Sequence[CaseFacts],
+    frame: Frame,
+    spacing: SpacingTriple,
+    mirror: Sequence[str],
+    *,
+    shapes: Sequence[Triple],
+    num_tokens: int,
+) -> Reasoned:
+    """Across which axes slices can be cut: where slices keep their own distance as where they have the target's."""
+    rows, columns = _in_plane(frame, spacing)
+    distances = [rules.axis_operation(case, frame).reorder(case.spacing)[0] for case in cases]
+    voxels = [(distance, rows, columns) for distance in (*distances, spacing[frame.slice_axis])]
+    coherence = rules.mean_coherence([case for case in cases if case.codes == frame.orientation])
+    canonical = [coherence[axis] for axis in frame.file_axes]
+    return planes.planes(voxels, shapes, canonical, augmentation.anatomical_axes(frame), mirror, num_tokens=num_tokens)
 
 
 def _detail(case: CaseFacts, operation: AxisOperation, in_plane: tuple[float, float]) -> float:
@@ -335,7 +353,7 @@ def _configuration(given: _Given, name: str, design: _Design, edits: Configurati
 
 
 def _in_plane(frame: Frame, spacing: tuple[float, float, float]) -> tuple[float, float]:
-    rows, columns = (spacing[axis] for axis in range(3) if axis != frame.slice_axis)
+    _, rows, columns = (spacing[axis] for axis in frame.file_axes)
     return rows, columns
 
 

@@ -19,10 +19,11 @@ from samunet.artifacts.plan import (
     LossWeights,
     WeightsKind,
 )
+from samunet.artifacts.plan_parts import Planes
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import parse_schema
 from samunet.core.geometry import Triple
-from samunet.planners import augmentation, memory, peft, rules, schedule, sizes
+from samunet.planners import augmentation, memory, peft, planes, rules, schedule, sizes
 from samunet.planners.attention import attention_kind
 from samunet.planners.batches import BATCH_CAP, largest_step, least_batch, splits, trains_batch_norm
 from samunet.planners.edits import Reasoned
@@ -48,6 +49,7 @@ class Facts:
         num_foreground_slices: Those that hold a structure.
         augmentation: How images are varied, with its reason.
         mirrors: In-plane axes along which images may be mirrored.
+        planes: Axes across which slices can be cut, with the reason.
         budget: Hardware planned for.
         probes: What samunet_probe measured.
         tile_overlap: Fraction by which neighbouring tiles overlap in prediction.
@@ -64,6 +66,7 @@ class Facts:
     num_foreground_slices: int
     augmentation: Reasoned
     mirrors: int
+    planes: Reasoned
     budget: Budget
     probes: Probes = NO_PROBES
     tile_overlap: float = sizes.TILE_OVERLAP
@@ -184,6 +187,7 @@ def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
     fit, size_reason = _fit(facts, wish, spec)
     steps, steps_reason, minutes = _steps(facts, fit, device)
     iterations, epochs, steps = _epochs(wish, steps)
+    cut, views = _views(facts, wish, fit)
     content = {name: decided(part) for name, part in wish.parts.items()} | {
         "encoder": decided(wish.encoder_at(fit.load.input_size)),
         "backbone": decided(wish.backbone),
@@ -211,7 +215,8 @@ def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
         "ema_decay": decided(schedule.ema_decay(steps)),
         "augmentation": decided(facts.augmentation),
         "foreground_fraction": decided(rules.foreground_fraction(facts.num_slices, facts.num_foreground_slices)),
-        "mirror_views": decided(_mirror_views(facts, wish, fit)),
+        "planes": decided(cut),
+        "mirror_views": decided(views),
         "memory_gib": valued(
             memory.memory_gib(fit.load), f"predicted peak; planned for {_memory(facts, device):.1f} GiB"
         ),
@@ -391,20 +396,22 @@ def _cpu_steps(facts: Facts, fit: _Fit) -> int:
     )
 
 
-def _mirror_views(facts: Facts, wish: Wish, fit: _Fit) -> Reasoned:
-    """How many mirrored views prediction averages; a slice is seen once more where slabs overlap."""
-    load, depth = fit.load, wish.slab_depth
-    overlap = augmentation.depth_overlap(depth)[0] if facts.depth_overlap is None else facts.depth_overlap
-    seen = depth / max(1, math.floor(depth * (1 - overlap)))
-    return augmentation.mirror_views(
-        device=wish.device,
-        promptable=wish.method.promptable,
-        mirrors=facts.mirrors,
-        tiles=round(seen * augmentation.num_tiles(facts.shapes, load.tile_vox, facts.tile_overlap)),
-        images_per_second=schedule.cpu_images_per_second(
-            load.spec, load.method, load.input_size, facts.num_tokens, batch=fit.batch, tile_vox=load.tile_vox
-        ),
+def _views(facts: Facts, wish: Wish, fit: _Fit) -> tuple[Reasoned, Reasoned]:
+    """Across which axes slices are cut, and how many mirrored views prediction averages."""
+    device, promptable = wish.device, wish.method.promptable
+
+    def seconds(chosen: Planes) -> float:
+        return planes.seconds_per_view(
+            fit.load, facts.shapes, chosen, fit.batch, facts.num_tokens, facts.tile_overlap, facts.depth_overlap
+        )
+
+    cut = wish.given("planes") or planes.of_recipe(
+        facts.planes, device=device, promptable=promptable, slab_depth=wish.slab_depth, seconds=seconds(facts.planes[0])
     )
+    views = augmentation.mirror_views(
+        device=device, promptable=promptable, mirrors=facts.mirrors, seconds=seconds(cut[0])
+    )
+    return cut, views
 
 
 def _intensities(facts: Facts, weights: WeightsKind) -> Reasoned:

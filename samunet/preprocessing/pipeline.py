@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import Plan
 from samunet.artifacts.store import CaseRecord, ChannelIntensities
-from samunet.core.labels import LabelSpec
 from samunet.core.volume import Volume
 from samunet.preprocessing.checks import check_case
 from samunet.preprocessing.cropping import nonzero_crop
 from samunet.preprocessing.normalization import normalize
+from samunet.preprocessing.planes import occupied_slices
 from samunet.preprocessing.resampling import resample_image, resample_labels, resampled_shape, target_spacing
 
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -95,7 +95,7 @@ def preprocess_case(
         store_spacing=target_spacing(canonical.spacing, wanted),
         source_sha256=source_sha256,
         intensities=_intensities(cropped, normalized, crop.mask),
-        **_occupied_slices(reference, plan.label_spec),
+        **({} if reference is None else occupied_slices(reference, plan.label_spec)._asdict()),
     )
     return PreprocessedCase(resampled, reference, record)
 
@@ -116,16 +116,3 @@ def _intensities(
 def _percentiles(values: NDArray[Any]) -> tuple[float, float, float]:
     low, middle, high = (float(f"{value:.5g}") for value in np.percentile(values.astype(np.float64), PERCENTILES))
     return low, middle, high
-
-
-def _occupied_slices(labels: NDArray[np.int16] | None, spec: LabelSpec) -> dict[str, Any]:
-    """The record's label_slices and valid_slices."""
-    if labels is None:
-        return {"label_slices": {}, "valid_slices": ()}
-    found = [set(np.unique(plane).tolist()) for plane in labels]
-    occupied = {
-        name: tuple(index for index, values in enumerate(found) if not values.isdisjoint(wanted))
-        for name, wanted in spec.names.items()
-    }
-    valid = tuple(index for index, values in enumerate(found) if values != {spec.ignore})
-    return {"label_slices": {name: slices for name, slices in occupied.items() if slices}, "valid_slices": valid}

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samunet.artifacts.plan import Plan, ResolvedRecipe
+from samunet.artifacts.plan_parts import STORED
 from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import ConfigError, SamunetError
 from samunet.core.labels import IGNORE_INDEX, LabelSpec
@@ -29,8 +30,9 @@ from samunet.inference.encode import scale_slice
 from samunet.inference.sliding import gather_channels
 from samunet.inference.tta import mirror_axes
 from samunet.preprocessing.slicing import cut_tile, tile_starts
-from samunet.preprocessing.store import CaseStore, OpenCase
+from samunet.preprocessing.store import CaseStore
 from samunet.training.augment import RandomMirror, SliceAugmentation
+from samunet.training.stacks import Stack, Stacks, Volumes
 
 SampleKey = tuple[int, int]
 Sample = tuple[Tensor, ...]
@@ -57,24 +59,24 @@ class SliceChoice:
 
 
 def choose_slice(
-    records: Mapping[str, CaseRecord], foreground_fraction: float, generator: np.random.Generator
+    stacks: Mapping[str, Stack], foreground_fraction: float, generator: np.random.Generator
 ) -> SliceChoice:
     """Draw a case, then a slice of it; a given fraction of draws is forced onto a structure of the case.
 
     Args:
-        records: Training cases by name; each has at least one valid slice.
+        stacks: Training cases by name; each has at least one valid slice.
         foreground_fraction: Fraction of draws for which a structure present in the case is drawn first.
         generator: Randomness of this sample.
     """
-    names = sorted(records)
+    names = sorted(stacks)
     case = names[int(generator.integers(len(names)))]
-    record = records[case]
-    present = sorted(name for name, slices in record.label_slices.items() if slices)
+    stack = stacks[case]
+    present = sorted(name for name, slices in stack.label_slices.items() if slices)
     if present and generator.random() < foreground_fraction:
         structure = present[int(generator.integers(len(present)))]
-        slices = record.label_slices[structure]
+        slices = stack.label_slices[structure]
         return SliceChoice(case, slices[int(generator.integers(len(slices)))], structure)
-    return SliceChoice(case, record.valid_slices[int(generator.integers(len(record.valid_slices)))], None)
+    return SliceChoice(case, stack.valid_slices[int(generator.integers(len(stack.valid_slices)))], None)
 
 
 def slab_places(index: int, num_slices: int, depth: int, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -110,6 +112,9 @@ class SliceDataset(Dataset[Sample]):
         seed: Seed of the run.
         augment: Whether to augment.
         read_labels: Whether there are labels to read; without them every slice counts, and targets are background.
+
+    Attributes:
+        volumes: What is read.
     """
 
     def __init__(
@@ -128,6 +133,9 @@ class SliceDataset(Dataset[Sample]):
         self._read_labels = read_labels
         self._records = {name: record for name in cases if (record := self._record(name)).valid_slices}
         self._labels: LabelSpec = plan.label_spec
+        self.volumes = Volumes(self._store, self._records, whole=recipe.planes != STORED)
+        meant = self._labels if read_labels else None
+        self._stacks = [Stacks(self.volumes, across, meant) for across in recipe.planes]
         self._mirror = plan.mirror_axes.value
         self._recipe, self._context, self._seed = recipe, context, seed
         self._separate = len(plan.channel_names) > 1
@@ -142,7 +150,6 @@ class SliceDataset(Dataset[Sample]):
             if augment
             else None
         )
-        self._open: dict[str, OpenCase] = {}
 
     @property
     def recipe(self) -> ResolvedRecipe:
@@ -171,34 +178,35 @@ class SliceDataset(Dataset[Sample]):
             is known. Slices that a short volume lacks repeat its edge in the image and are outside it in the others.
         """
         generator = seed_sample(self._seed, *key)
-        choice = choose_slice(self._records, self._recipe.foreground_fraction, generator)
-        places = slab_places(
-            choice.index, self._records[choice.case].store_shape[0], self._recipe.slab_depth, generator
-        )
-        image, labels = self._read(choice.case, places)
+        stacks, choice = self._choose(generator)
+        stack = stacks[choice.case]
+        places = slab_places(choice.index, stack.num_slices, self._recipe.slab_depth, generator)
+        image, labels = self._read(stacks, choice.case, places)
         start = self._tile_start(choice, labels[choice.index - places[0]], generator)
         side = self._recipe.tile_vox
         image = cut_tile(image, start, side, fill=0)
-        maps = cut_tile(self._maps(choice.case, places, labels), start, side, fill=IGNORE_INDEX)
+        maps = cut_tile(self._maps(stack, places, labels), start, side, fill=IGNORE_INDEX)
         if self._augmentation is not None:
             image, maps = self._augmentation(image, maps)
-            axes = mirror_axes(self._mirror, self._records[choice.case].anatomical_axes)
+            axes = mirror_axes(self._mirror, stack.anatomical_axes)
             image, maps = RandomMirror(axes)(image, maps)
         return _as_sample(image, maps)
 
     def locate(self, key: SampleKey) -> tuple[str, int]:
         """Case and slice that a sample is drawn for."""
-        generator = seed_sample(self._seed, *key)
-        choice = choose_slice(self._records, self._recipe.foreground_fraction, generator)
+        _, choice = self._choose(seed_sample(self._seed, *key))
         return choice.case, choice.index
 
     def whole(self, case: str, index: int) -> Sample:
-        """One slice in the tile that holds all of it, as it is: image, valid and target as in a sample of depth 1."""
-        places = np.array([index])
-        image, labels = self._read(case, places)
+        """One slice in the tile that holds all of it, as it is: image, valid and target as in a sample of depth 1.
+
+        Slices are those of the first plane.
+        """
+        places, stacks = np.array([index]), self._stacks[0]
+        image, labels = self._read(stacks, case, places)
         side = self._recipe.tile_vox
         rows, columns = (tile_starts(length, side, 0.0)[0] for length in labels.shape[1:])
-        maps = cut_tile(self._maps(case, places, labels), (rows, columns), side, fill=IGNORE_INDEX)
+        maps = cut_tile(self._maps(stacks[case], places, labels), (rows, columns), side, fill=IGNORE_INDEX)
         return _as_sample(cut_tile(image, (rows, columns), side, fill=0), maps)
 
     def _record(self, case: str) -> CaseRecord:
@@ -209,29 +217,35 @@ class SliceDataset(Dataset[Sample]):
         every = tuple(range(record.store_shape[0]))
         return record.model_copy(update={"label_slices": {}, "valid_slices": every})
 
-    def _read(self, case: str, places: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+    def _choose(self, generator: np.random.Generator) -> tuple[Stacks, SliceChoice]:
+        """Draw a plane where there are several, then a slice of it."""
+        plane = int(generator.integers(len(self._stacks))) if len(self._stacks) > 1 else 0
+        stacks = self._stacks[plane]
+        return stacks, choose_slice(stacks, self._recipe.foreground_fraction, generator)
+
+    def _read(
+        self, stacks: Stacks, case: str, places: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """Channels (D, C, H, W) and labels (D, H, W) of a slab; missing slices repeat the edge."""
-        opened = self._open.get(case)
-        if opened is None:
-            opened = self._open[case] = self._store.open(case)
-        num_slices = opened.record.store_shape[0]
+        data, reference = stacks.voxels(case)
+        num_slices = stacks[case].num_slices
         inside = np.clip(places, 0, num_slices - 1)
         first, last = int(inside[0]), int(inside[-1]) + 1
         # the window ends where the context or the volume does, so edges repeat only at the volume's
         begin, end = max(0, first - self._context), min(num_slices, last + self._context)
-        near = opened.data[:, begin:end]
+        near = data[:, begin:end]
         slices = (gather_channels(near, int(place) - begin, self._context) for place in inside)
         image = np.stack([scale_slice(channels, self._recipe.intensity_map) for channels in slices])
         if not self._read_labels:
             return image, np.zeros((len(image), *image.shape[-2:]), np.int16)
-        return image, opened.labels[first:last][inside - first]
+        return image, reference[first:last][inside - first]
 
-    def _maps(self, case: str, places: NDArray[np.int64], labels: NDArray[np.int16]) -> NDArray[np.int16]:
+    def _maps(self, stack: Stack, places: NDArray[np.int64], labels: NDArray[np.int16]) -> NDArray[np.int16]:
         """Target maps, and one more that is 0 inside the image: (D, M + 1, H, W)."""
         target = self._labels.encode(labels)
         target = target.swapaxes(0, 1) if self._labels.has_regions else target[:, np.newaxis]
         maps = np.concatenate([target, np.zeros((len(labels), 1, *labels.shape[1:]), np.int16)], axis=1)
-        maps[(places < 0) | (places >= self._records[case].store_shape[0])] = IGNORE_INDEX
+        maps[(places < 0) | (places >= stack.num_slices)] = IGNORE_INDEX
         return maps
 
     def _tile_start(

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from samunet.artifacts.plan import Configuration, ResolvedRecipe
+from samunet.artifacts.plan_parts import STORED
 from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import UsageError
 from samunet.core.files import atomic_path, sha256_json
@@ -43,6 +44,8 @@ def why_not(recipe: ResolvedRecipe, configuration: Configuration, records: Mappi
         return "the projection of the channels trains before the encoder"
     if recipe.method.promptable or recipe.method.fusion.kind != "sam" or recipe.method.decoder.upsampler == "side_path":
         return "only the mask decoder without prompts reads embeddings alone"
+    if recipe.planes != STORED:
+        return f"slices are cut across {', '.join(recipe.planes)}: set planes to {', '.join(STORED)} in the plan"
     largest = max((max(record.store_shape[1:]) for record in records.values()), default=0)
     if largest > recipe.tile_vox:
         return f"slices of {largest} voxels are cut into random tiles of {recipe.tile_vox}"

@@ -150,6 +150,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
             "foreground": recipe.foreground_fraction.value,
             "rotation_deg": recipe.augmentation.value.rotation_deg,
             "views": recipe.mirror_views.value,
+            "planes": list(recipe.planes.value),
         },
         "memory": {
             "slices": recipe.batch_size.value,

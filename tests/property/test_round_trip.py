@@ -16,6 +16,7 @@ from torch import Tensor
 
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import ChannelNormalization, Frame, Plan
+from samunet.artifacts.plan_parts import STORED, Planes
 from samunet.core.geometry import AxisOperation, Geometry
 from samunet.core.log import SilentReporter
 from samunet.core.volume import Volume
@@ -28,9 +29,15 @@ from tests.samples import decided, make_plan, make_recipe
 
 OPERATIONS = [AxisOperation(p, f) for p in permutations(range(3)) for f in product((False, True), repeat=3)]
 SHAPE = (7, 30, 25)
+PLANES: list[Planes] = [STORED, ("columns",), ("slices", "rows", "columns")]
 
 
-def plan_for(spacing: tuple[float, float, float], target: tuple[float | None, float, float], tile: int) -> Plan:
+def plan_for(
+    spacing: tuple[float, float, float],
+    target: tuple[float | None, float, float],
+    tile: int,
+    planes: Planes = STORED,
+) -> Plan:
     """A plan that keeps intensities and zooms nothing, with the given spacing of the reference and of the store."""
     plan = make_plan(
         labels={"background": 0, "object": 1},
@@ -38,7 +45,7 @@ def plan_for(spacing: tuple[float, float, float], target: tuple[float | None, fl
         context=1,
         mirror=("left-right", "anterior-posterior"),
         frame=Frame(slice_axis=0, orientation=("S", "A", "R"), spacing=spacing),
-        recipes={"none": {"cpu": make_recipe(input_size=tile, tile_vox=tile)}},
+        recipes={"none": {"cpu": make_recipe(input_size=tile, tile_vox=tile, planes=planes)}},
     )
     return plan.model_copy(update={"normalization": decided((ChannelNormalization(scheme="none"),))})
 
@@ -107,12 +114,13 @@ def predict_through_files(volume: Volume, plan: Plan, folder: Path) -> tuple[np.
 
 
 @settings(max_examples=48, deadline=None)
-@given(st.sampled_from(OPERATIONS), st.integers(0, 10_000))
-def test_without_resampling_the_mask_is_exactly_the_object(operation: AxisOperation, seed: int) -> None:
-    """In all 48 orientations, oblique and anisotropic, every voxel of the mask is a voxel of the object."""
+@given(st.sampled_from(OPERATIONS), st.integers(0, 10_000), st.sampled_from(PLANES))
+def test_without_resampling_the_mask_is_exactly_the_object(operation: AxisOperation, seed: int, planes: Planes) -> None:
+    """In all 48 orientations, oblique and anisotropic, in any planes, every voxel of the mask is one of the object."""
     volume = make_object(np.random.default_rng(seed), operation, (3.0, 1.0, 1.0))
     with TemporaryDirectory() as folder:
-        mask, written = predict_through_files(volume, plan_for((3.0, 1.0, 1.0), (None, 1.0, 1.0), 32), Path(folder))
+        plan = plan_for((3.0, 1.0, 1.0), (None, 1.0, 1.0), 32, planes)
+        mask, written = predict_through_files(volume, plan, Path(folder))
         assert np.array_equal(mask == 1, volume.data[0] == 100)
         assert np.allclose(written.affine, volume.geometry.affine, atol=1e-4)
         source = nibabel.load(Path(folder) / "case_0000.nii.gz")
@@ -128,14 +136,15 @@ def test_without_resampling_the_mask_is_exactly_the_object(operation: AxisOperat
     st.floats(0.7, 1.5),
     st.sampled_from([None, 2.0, 3.7]),
     st.sampled_from([32, 16]),
+    st.sampled_from(PLANES),
 )
 def test_with_resampling_the_mask_stays_within_the_tolerance(
-    operation: AxisOperation, seed: int, in_plane: float, across: float | None, tile: int
+    operation: AxisOperation, seed: int, in_plane: float, across: float | None, tile: int, planes: Planes
 ) -> None:
-    """Centroid within half a voxel and surface within one voxel of the coarser grid, tiled or not."""
+    """Centroid within half a voxel and surface within one voxel of the coarser grid, tiled or not, in any planes."""
     volume = make_object(np.random.default_rng(seed), operation, (3.0, 1.0, 1.0))
     with TemporaryDirectory() as folder:
-        plan = plan_for((3.0, 1.0, 1.0), (across, in_plane, in_plane), tile)
+        plan = plan_for((3.0, 1.0, 1.0), (across, in_plane, in_plane), tile, planes)
         mask, _ = predict_through_files(volume, plan, Path(folder))
     check_within_tolerance(volume, mask, operation, (across or 3.0, in_plane, in_plane))
 

@@ -211,3 +211,23 @@ def test_impossible_slabs_are_errors(wrong: dict[str, float]):
     """Slabs without slices and full overlap are refused."""
     with pytest.raises(ConfigError):
         predict(np.zeros((1, 5, 8, 8), np.float32), tile=16, models=[SlabModel()], **wrong)
+
+
+def test_planes_are_averaged_voxel_by_voxel():
+    """Each plane's logits come back to their voxels; the stored slices alone pass as they come."""
+    data = np.random.default_rng(0).normal(50, 30, (1, 5, 9, 7)).astype(np.float32)
+
+    def cut(_across, volume):
+        yield from make_predictor(tile=16, models=[SlabModel(lambda slabs: slabs.roll(1, 2))]).slices(volume)
+
+    volume = torch.from_numpy(data[0]) - THRESHOLD
+    # one row down is the next row of a stored slice, but the next slice where rows or columns are cut
+    ways = {"slices": 1, "rows": 0, "columns": 0}
+    inside = (slice(1, None),) * 3
+    for planes in [("slices",), ("columns",), ("slices", "rows"), ("slices", "rows", "columns")]:
+        found = list(sliding.average_planes(cut, data, planes))
+        assert [index for index, _ in found] == list(range(5))
+        maps = torch.stack([logits for _, logits in found], 1)
+        expected = torch.stack([volume.roll(1, ways[across]) for across in planes]).mean(0)
+        assert torch.allclose(maps[1][inside], expected[inside], atol=1e-4)
+        assert torch.allclose(maps[0][inside], -expected[inside], atol=1e-4)

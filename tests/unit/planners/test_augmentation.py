@@ -125,20 +125,16 @@ def test_tiles_are_counted_as_they_are_laid_out() -> None:
         assert augmentation.num_tiles([(7, *plane)], 50, 0.5) == 7 * len(tile_positions(plane, 50, 0.5))
 
 
-def views(tiles: int, *, mirrors: int = 2, device: str = "cpu", promptable: bool = False) -> int:
-    """Views for a network that predicts ten tiles a second."""
-    rate = 10 / augmentation.PREDICTION_SPEEDUP
-    return augmentation.mirror_views(
-        device=device, promptable=promptable, mirrors=mirrors, tiles=tiles, images_per_second=rate
-    )[0]
+def views(seconds: float, *, mirrors: int = 2, device: str = "cpu", promptable: bool = False) -> int:
+    return augmentation.mirror_views(device=device, promptable=promptable, mirrors=mirrors, seconds=seconds)[0]
 
 
 def test_fewer_views_where_prediction_would_take_long() -> None:
     """Four views while they take a minute, then two, then one; a GPU averages all, prompts allow one."""
-    assert [views(n) for n in (150, 151, 300, 301)] == [4, 2, 2, 1]
-    assert [views(n, mirrors=1) for n in (300, 301)] == [4, 1]
-    assert views(600, mirrors=0) == 4
-    assert views(10_000, device="gpu") == 4
+    assert [views(s) for s in (15, 15.1, 30, 30.1)] == [4, 2, 2, 1]
+    assert [views(s, mirrors=1) for s in (30, 30.1)] == [4, 1]
+    assert views(60, mirrors=0) == 4
+    assert views(1000, device="gpu") == 4
     assert views(1, promptable=True, device="gpu") == 1
 
 

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from samunet.artifacts.plan import IntensityMap, Plan, resolve_recipe
+from samunet.artifacts.plan_parts import STORED, Planes
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import ConfigError
 from samunet.core.labels import IGNORE_INDEX
 from samunet.core.rng import seed_sample
+from samunet.preprocessing.planes import turn
 from samunet.preprocessing.store import CaseStore
 from samunet.training.data import EndlessSampler, SliceDataset, choose_slice, make_loader, slab_places
+from samunet.training.stacks import Stacks
 from tests.samples import DATASET, LABELS, make_plan, make_recipe, prepare
 
 CASES = ["case_0", "case_1", "case_2"]
@@ -40,14 +43,17 @@ def make_dataset(
     tile: int = 32,
     depth: int = 1,
     intensities: str = "identity",
+    planes: Planes = STORED,
+    read_labels: bool = True,
 ) -> SliceDataset:
     """A dataset over the small store."""
     plan, store = prepared
     changed = make_plan(
         recipes={"none": {"cpu": make_recipe(tile_vox=tile, intensity_map=IntensityMap(kind=intensities))}}
     )
-    recipe = replace(resolve_recipe(changed.configuration("2d"), "none", "cpu"), slab_depth=depth)
-    return SliceDataset(store, CASES, plan=plan, recipe=recipe, context=context, seed=seed, augment=augment)
+    recipe = replace(resolve_recipe(changed.configuration("2d"), "none", "cpu"), slab_depth=depth, planes=planes)
+    settings = {"context": context, "seed": seed, "augment": augment, "read_labels": read_labels}
+    return SliceDataset(store, CASES, plan=plan, recipe=recipe, **settings)
 
 
 def slices_shown(prepared: tuple[Plan, Path], image: np.ndarray) -> list[tuple[str, int]]:
@@ -70,6 +76,59 @@ def test_a_sample_is_the_stored_slice_centred_in_its_tile(prepared):
     assert torch.all(target[0, 0][~inside] == IGNORE_INDEX)
     assert torch.all(image[0][:, ~inside] == 0)
     assert len(slices_shown(prepared, image[:, 0, 1:31, 3:29].numpy())) == 1
+
+
+@pytest.mark.parametrize("context", [0, 1])
+@pytest.mark.parametrize(("across", "size"), [("slices", (30, 26)), ("rows", (6, 26)), ("columns", (6, 30))])
+def test_slices_are_cut_across_any_axis(prepared, across, size, context: int):
+    """Image, neighbours and target are those of the volume with that axis in front, and structures are found in it."""
+    store = CaseStore(prepared[1])
+    dataset = make_dataset(prepared, planes=(across,), context=context, augment=False)
+    high, wide = size
+    place = slice((32 - high + 1) // 2, (32 - high + 1) // 2 + high), slice((32 - wide + 1) // 2, (32 + wide + 1) // 2)
+    for number in range(12):
+        case, index = dataset.locate((0, number))
+        opened = store.open(case)
+        volume, labels = turn(opened.data[0], across), turn(opened.labels[:], across)
+        image, valid, target = (part[0].numpy() for part in dataset[(0, number)])
+        near = np.clip([index - context, index, index + context], 0, len(volume) - 1)
+        assert np.array_equal(image[(slice(None), *place)], volume[near])
+        assert np.array_equal(target[(0, *place)], labels[index])
+        assert valid.sum() == valid[(0, *place)].sum() == high * wide
+
+
+def test_planes_are_drawn_alike_often_with_the_same_structures(prepared):
+    """Each of three planes gives about a third of the samples, and slices are forced onto structures in all of them."""
+    dataset = make_dataset(prepared, planes=("slices", "rows", "columns"), augment=False)
+    shapes, with_structure = Counter(), Counter()
+    for number in range(300):
+        _, valid, target = dataset[(0, number)]
+        rows = valid[0, 0].any(1).sum(), valid[0, 0].any(0).sum()
+        shapes[tuple(map(int, rows))] += 1
+        with_structure[tuple(map(int, rows))] += int((target > 0).any())
+    assert set(shapes) == {(30, 26), (6, 26), (6, 30)}
+    assert all(70 <= number <= 130 for number in shapes.values())
+    assert all(with_structure[shape] >= 0.6 * number for shape, number in shapes.items())
+
+
+def test_without_labels_every_slice_across_every_axis_counts(prepared):
+    """Unlabelled volumes are cut across all axes too; targets are background."""
+    dataset = make_dataset(prepared, planes=("rows", "columns"), augment=False, read_labels=False)
+    seen = {dataset.locate((0, number)) for number in range(600)}
+    assert {index for _, index in seen} == set(range(30))
+    assert all(set(np.unique(dataset[(0, number)][2])) <= {0, IGNORE_INDEX} for number in range(5))
+
+
+def test_whole_volumes_are_held_only_as_far_as_there_is_room(prepared, monkeypatch):
+    """A volume that had to make way is read again and gives the same sample."""
+    planes = ("slices", "columns")
+    expected = [make_dataset(prepared, planes=planes)[(0, number)] for number in range(30)]
+    one = CaseStore(prepared[1]).open(CASES[0])
+    monkeypatch.setattr("samunet.training.stacks.HELD_BYTES", one.data[:].nbytes + one.labels[:].nbytes)
+    dataset = make_dataset(prepared, planes=planes)
+    for number, sample in enumerate(expected):
+        assert all(torch.equal(a, b) for a, b in zip(dataset[(0, number)], sample, strict=True))
+        assert len(dataset.volumes) == 1
 
 
 @pytest.mark.parametrize("tile", [16, 32])
@@ -256,8 +315,8 @@ def test_tiles_of_a_scribbled_slice_hold_a_stroke(tmp_path: Path) -> None:
     slices = SliceDataset(store, ["case_0"], plan=scribbled, recipe=recipe, context=0, seed=1, augment=False)
     read = slices._read
 
-    def strokes(case: str, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        image, labels = read(case, places)
+    def strokes(stacks: Stacks, case: str, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image, labels = read(stacks, case, places)
         sparse = np.full_like(labels, 3)
         sparse[:, 2, 3:6] = 0
         sparse[:, 24, 20] = 1
