@@ -286,6 +286,7 @@ def embedding_facts(identity: RunIdentity, store: Path) -> dict[str, Any]:
         "precision": recipe.precision,
         "context": configuration.context_slices.value,
         "channels": configuration.channels.value,
+        "planes": list(recipe.planes),
         "store": store.name,
     }
 

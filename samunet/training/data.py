@@ -178,7 +178,8 @@ class SliceDataset(Dataset[Sample]):
             is known. Slices that a short volume lacks repeat its edge in the image and are outside it in the others.
         """
         generator = seed_sample(self._seed, *key)
-        stacks, choice = self._choose(generator)
+        plane, choice = self._choose(generator)
+        stacks = self._stacks[plane]
         stack = stacks[choice.case]
         places = slab_places(choice.index, stack.num_slices, self._recipe.slab_depth, generator)
         image, labels = self._read(stacks, choice.case, places)
@@ -193,21 +194,32 @@ class SliceDataset(Dataset[Sample]):
         return _as_sample(image, maps)
 
     def locate(self, key: SampleKey) -> tuple[str, int]:
-        """Case and slice that a sample is drawn for."""
-        _, choice = self._choose(seed_sample(self._seed, *key))
-        return choice.case, choice.index
+        """Case that a sample is drawn for, and which of its slices, counted over all planes."""
+        plane, choice = self._choose(seed_sample(self._seed, *key))
+        return choice.case, choice.index + self._first(choice.case, plane)
 
-    def whole(self, case: str, index: int) -> Sample:
+    def num_slices(self, case: str) -> int:
+        """Slices of a case in all planes."""
+        return self._first(case, len(self._stacks))
+
+    def whole(self, case: str, number: int) -> Sample:
         """One slice in the tile that holds all of it, as it is: image, valid and target as in a sample of depth 1.
 
-        Slices are those of the first plane.
+        Args:
+            case: Its name.
+            number: Which of its slices, counted over all planes.
         """
-        places, stacks = np.array([index]), self._stacks[0]
+        plane = max(index for index in range(len(self._stacks)) if self._first(case, index) <= number)
+        places, stacks = np.array([number - self._first(case, plane)]), self._stacks[plane]
         image, labels = self._read(stacks, case, places)
         side = self._recipe.tile_vox
         rows, columns = (tile_starts(length, side, 0.0)[0] for length in labels.shape[1:])
         maps = cut_tile(self._maps(stacks[case], places, labels), (rows, columns), side, fill=IGNORE_INDEX)
         return _as_sample(cut_tile(image, (rows, columns), side, fill=0), maps)
+
+    def _first(self, case: str, plane: int) -> int:
+        """Slices of a case in the planes before one."""
+        return sum(stacks[case].num_slices for stacks in self._stacks[:plane])
 
     def _record(self, case: str) -> CaseRecord:
         """How a case was made; where no label is read, without what its labels say."""
@@ -217,11 +229,10 @@ class SliceDataset(Dataset[Sample]):
         every = tuple(range(record.store_shape[0]))
         return record.model_copy(update={"label_slices": {}, "valid_slices": every})
 
-    def _choose(self, generator: np.random.Generator) -> tuple[Stacks, SliceChoice]:
+    def _choose(self, generator: np.random.Generator) -> tuple[int, SliceChoice]:
         """Draw a plane where there are several, then a slice of it."""
         plane = int(generator.integers(len(self._stacks))) if len(self._stacks) > 1 else 0
-        stacks = self._stacks[plane]
-        return stacks, choose_slice(stacks, self._recipe.foreground_fraction, generator)
+        return plane, choose_slice(self._stacks[plane], self._recipe.foreground_fraction, generator)
 
     def _read(
         self, stacks: Stacks, case: str, places: NDArray[np.int64]

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from samunet.artifacts.plan import Configuration, ResolvedRecipe
-from samunet.artifacts.plan_parts import STORED
 from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import UsageError
 from samunet.core.files import atomic_path, sha256_json
@@ -27,6 +26,7 @@ from samunet.core.log import Reporter
 from samunet.inference.encode import to_encoder
 from samunet.inference.sliding import autocast
 from samunet.models.segmentation import SegmentationModel
+from samunet.preprocessing.planes import turned
 from samunet.preprocessing.store import remove_leftovers
 from samunet.training.data import Sample, SampleKey, SliceDataset
 from samunet.training.objective import Batch, SemanticObjective
@@ -44,9 +44,8 @@ def why_not(recipe: ResolvedRecipe, configuration: Configuration, records: Mappi
         return "the projection of the channels trains before the encoder"
     if recipe.method.promptable or recipe.method.fusion.kind != "sam" or recipe.method.decoder.upsampler == "side_path":
         return "only the mask decoder without prompts reads embeddings alone"
-    if recipe.planes != STORED:
-        return f"slices are cut across {', '.join(recipe.planes)}: set planes to {', '.join(STORED)} in the plan"
-    largest = max((max(record.store_shape[1:]) for record in records.values()), default=0)
+    planes = [turned(record.store_shape, across) for record in records.values() for across in recipe.planes]
+    largest = max((max(rows, columns) for _, rows, columns in planes), default=0)
     if largest > recipe.tile_vox:
         return f"slices of {largest} voxels are cut into random tiles of {recipe.tile_vox}"
     return None
@@ -80,8 +79,8 @@ class EmbeddingCache:
         was_training = model.training
         model.eval()
         for name in reporter.track(missing, total=len(missing), what="embeddings"):
-            every = range(self._records[name].store_shape[0])
-            embedded = np.concatenate([self._encode(slices, model, name, index, device) for index in every])
+            every = range(slices.num_slices(name))
+            embedded = np.concatenate([self._encode(slices, model, name, number, device) for number in every])
             with atomic_path(self._file(name)) as temporary, temporary.open("wb") as stream:
                 np.save(stream, embedded)
             # A name with a dot first is a file that another run is writing just now.
@@ -90,20 +89,20 @@ class EmbeddingCache:
                     old.unlink(missing_ok=True)
         model.train(was_training)
 
-    def read(self, case: str, index: int) -> NDArray[np.float16]:
-        """The embedding (E, S/16, S/16) of one slice."""
+    def read(self, case: str, number: int) -> NDArray[np.float16]:
+        """The embedding (E, S/16, S/16) of one slice, counted over all planes."""
         if case not in self._open:
             self._open[case] = np.load(self._file(case), mmap_mode="r")
-        return np.array(self._open[case][index])
+        return np.array(self._open[case][number])
 
     def _file(self, case: str) -> Path:
         return self.folder / case / f"{self._records[case].source_sha256[:SHOWN_HASH] or 'array'}.npy"
 
     @torch.inference_mode()
     def _encode(
-        self, slices: SliceDataset, model: SegmentationModel, case: str, index: int, device: str
+        self, slices: SliceDataset, model: SegmentationModel, case: str, number: int, device: str
     ) -> NDArray[np.float16]:
-        image, valid, _ = (part.to(device) for part in slices.whole(case, index))
+        image, valid, _ = (part.to(device) for part in slices.whole(case, number))
         with autocast(device, slices.recipe.precision):
             embedding = model.encode(to_encoder(image, valid, slices.recipe))
         return embedding.half().cpu().numpy()
@@ -127,9 +126,9 @@ class EmbeddedSlices(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Embedding (1, E, S/16, S/16), valid and target (1, ., V, V) of one slice."""
-        case, index = self._slices.locate(key)
-        _, valid, target = self._slices.whole(case, index)
-        return torch.from_numpy(self._cache.read(case, index))[None].float(), valid, target
+        case, number = self._slices.locate(key)
+        _, valid, target = self._slices.whole(case, number)
+        return torch.from_numpy(self._cache.read(case, number))[None].float(), valid, target
 
 
 class EmbeddingObjective(SemanticObjective):

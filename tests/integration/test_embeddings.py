@@ -12,6 +12,7 @@ import torch
 from samunet.artifacts.method import EncoderMethod
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import IntensityMap, load_plan
+from samunet.artifacts.plan_parts import STORED, Planes
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import UsageError
 from samunet.core.log import SilentReporter
@@ -23,10 +24,12 @@ from samunet.training.checkpointing import checkpoint_file
 from tests.samples import DATASET, install, lora_encoder, make_plan, make_recipe, prepare
 
 
-def request(workspace: Workspace, encoder: EncoderMethod, **options: object) -> TrainingRequest:
+def request(
+    workspace: Workspace, encoder: EncoderMethod, *, planes: Planes = STORED, **options: object
+) -> TrainingRequest:
     """Prepare a dataset whose encoder is as given, and weights for it."""
     pixels = IntensityMap(kind="sam_pixels", lower=(-2.0,), upper=(2.0,))
-    recipe = make_recipe(backbone="vit_xs", encoder=encoder, intensity_map=pixels)
+    recipe = make_recipe(backbone="vit_xs", encoder=encoder, intensity_map=pixels, planes=planes)
     prepare(workspace, make_plan(recipes={"ssl": {"cpu": recipe}}))
     torch.manual_seed(0)
     base = workspace.raw / "base.pth"
@@ -35,14 +38,16 @@ def request(workspace: Workspace, encoder: EncoderMethod, **options: object) -> 
     return TrainingRequest(DATASET, "0", weights=f"ssl:{base}", device="cpu", **values)  # type: ignore[arg-type]
 
 
-def test_cached_embeddings_train_the_same_decoder(tmp_path: Path) -> None:
-    """Three steps from embeddings in half precision move the decoder as three steps from images do."""
+@pytest.mark.parametrize("planes", [STORED, ("slices", "columns")])
+def test_cached_embeddings_train_the_same_decoder(tmp_path: Path, planes: Planes) -> None:
+    """Three steps from embeddings in half precision move the decoder as three steps from images do, in any planes."""
     from samunet.artifacts.checkpoint import read_checkpoint
 
     states = []
     for cached in (False, True):
         workspace = Workspace.locate(workspace=tmp_path / str(cached), environment={})
-        asked = request(workspace, EncoderMethod(train="frozen"), augment=False, cache_embeddings=cached)
+        frozen = EncoderMethod(train="frozen")
+        asked = request(workspace, frozen, planes=planes, augment=False, cache_embeddings=cached)
         result = train(asked, workspace, reporter=SilentReporter())
         states.append(read_checkpoint(checkpoint_file(result.folder, "final")).tensors)
         caches = list(workspace.preprocessed_folder(DATASET).glob("embeddings_*/*/*.npy"))

@@ -111,11 +111,20 @@ def test_planes_are_drawn_alike_often_with_the_same_structures(prepared):
     assert all(with_structure[shape] >= 0.6 * number for shape, number in shapes.items())
 
 
+def test_every_slice_of_every_plane_is_found_by_its_number(prepared):
+    """Without augmentation a sample of the tile that holds the slice is the whole slice of its number."""
+    dataset = make_dataset(prepared, planes=("columns", "slices", "rows"), augment=False)
+    assert dataset.num_slices("case_0") == 26 + 6 + 30
+    for key in ((0, number) for number in range(40)):
+        sample = dataset[key]
+        assert all(torch.equal(a, b) for a, b in zip(dataset.whole(*dataset.locate(key)), sample, strict=True))
+
+
 def test_without_labels_every_slice_across_every_axis_counts(prepared):
     """Unlabelled volumes are cut across all axes too; targets are background."""
     dataset = make_dataset(prepared, planes=("rows", "columns"), augment=False, read_labels=False)
-    seen = {dataset.locate((0, number)) for number in range(600)}
-    assert {index for _, index in seen} == set(range(30))
+    seen = {dataset.locate((0, number)) for number in range(900)}
+    assert {number for _, number in seen} == set(range(dataset.num_slices("case_0"))) == set(range(30 + 26))
     assert all(set(np.unique(dataset[(0, number)][2])) <= {0, IGNORE_INDEX} for number in range(5))
 
 
