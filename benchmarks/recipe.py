@@ -22,6 +22,7 @@ from benchmarks.methods import row
 from benchmarks.variants import copy_dataset
 from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.plan import Plan, Recipe, load_plan
+from samunet.artifacts.plan_parts import STORED
 from samunet.artifacts.workspace import Workspace
 from samunet.core.config import load_schema
 from samunet.core.files import read_json, sha256_json, write_json
@@ -206,6 +207,9 @@ def plan_key(plan: Plan) -> str:
     chosen = plan.configuration()
     recipe = chosen.recipes["none"]["cpu"].model_dump(mode="json")
     values = {name: field["value"] for name, field in recipe.items() if field is not None and name != "memory_gib"}
+    # Rows of before there was a choice say nothing of it.
+    if values["planes"] == list(STORED):
+        del values["planes"]
     return sha256_json([plan.recommended.value, chosen.context_slices.value, values])[:8]
 
 

@@ -13,10 +13,13 @@ from samunet.artifacts.fingerprint import Fingerprint
 from samunet.artifacts.method import Lora, Method
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import Plan, ResolvedRecipe
+from samunet.artifacts.plan_parts import Planes
 from samunet.core.errors import ConfigError
 from samunet.core.geometry import Triple
-from samunet.planners import peft, rules, schedule, sizes
+from samunet.planners import peft, planes, rules, schedule, sizes
 from samunet.planners.batches import least_batch, split_batch
+from samunet.planners.edits import Reasoned
+from samunet.planners.load import Load
 from samunet.planners.planner import facts_of_plan
 
 
@@ -31,6 +34,7 @@ class Labelled:
         num_foreground_slices: Those that hold a structure.
         num_structures: Structures of the dataset.
         num_tokens: Mask tokens.
+        planes: Axes across which slices can be cut, with the reason.
     """
 
     num_cases: int
@@ -39,6 +43,7 @@ class Labelled:
     num_foreground_slices: int
     num_structures: int
     num_tokens: int
+    planes: Reasoned
 
 
 def labelled(plan: Plan, fingerprint: Fingerprint, cases: Sequence[str] | None = None) -> Labelled:
@@ -63,6 +68,7 @@ def labelled(plan: Plan, fingerprint: Fingerprint, cases: Sequence[str] | None =
         num_foreground_slices=facts.num_foreground_slices,
         num_structures=facts.num_structures,
         num_tokens=facts.num_tokens,
+        planes=facts.planes,
     )
 
 
@@ -102,12 +108,14 @@ def subset_recipe(
         foreground_fraction=fraction,
     )
     changed, steps_reason = _with_steps(changed, recipe, whole, part)
-    return changed, {
+    planes_chosen, planes_reason = _planes(changed, recipe, whole, part)
+    return replace(changed, planes=planes_chosen), {
         "batch_size": batch_reason,
         "rank": rank_reason,
         "learning_rate": rate_reason,
         "foreground_fraction": fraction_reason,
         "steps": steps_reason,
+        "planes": planes_reason,
     }
 
 
@@ -163,6 +171,36 @@ def _fraction(recipe: ResolvedRecipe, whole: Labelled, part: Labelled) -> tuple[
     if recipe.foreground_fraction != by_rule:
         return recipe.foreground_fraction, "as in the plan, where it is no rule's"
     return rules.foreground_fraction(part.num_slices, part.num_foreground_slices)
+
+
+def _planes(changed: ResolvedRecipe, planned: ResolvedRecipe, whole: Labelled, part: Labelled) -> tuple[Planes, str]:
+    """More planes where few cases are seen often; which are possible is the dataset's, as all images are known."""
+    if planned.planes != _planes_by_rule(planned, whole, whole)[0]:
+        return planned.planes, "as in the plan, where they are no rule's"
+    return _planes_by_rule(changed, whole, part)
+
+
+def _planes_by_rule(recipe: ResolvedRecipe, whole: Labelled, part: Labelled) -> tuple[Planes, str]:
+    batch, side, tokens = recipe.batch_size, recipe.tile_vox, whole.num_tokens
+    load = Load(
+        get_spec(recipe.backbone),
+        recipe.input_size,
+        side,
+        tokens,
+        batch,
+        recipe.method,
+        slab_depth=recipe.slab_depth,
+        precision=recipe.precision,
+        attention=recipe.attention,
+    )
+    return planes.of_recipe(
+        whole.planes,
+        device=recipe.device_class,  # type: ignore[arg-type]
+        promptable=recipe.method.promptable,
+        slab_depth=recipe.slab_depth,
+        passes=planes.passes(recipe.iterations * recipe.epochs, batch, part.shapes, side),
+        seconds=planes.seconds_per_view(load, whole.shapes, whole.planes[0], batch, tokens, sizes.TILE_OVERLAP, None),
+    )
 
 
 def _with_steps(

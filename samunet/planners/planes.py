@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from samunet.artifacts.plan import DeviceClass
 from samunet.artifacts.plan_parts import STORED, Across, Planes
 from samunet.core.geometry import SpacingTriple, Triple
-from samunet.planners import augmentation, schedule
+from samunet.planners import augmentation, schedule, sizes
 from samunet.planners.augmentation import LONGEST_SECONDS
 from samunet.planners.edits import Reasoned
 from samunet.planners.load import Load
@@ -18,6 +18,7 @@ from samunet.preprocessing.planes import turned
 
 LARGEST_VOX, LARGEST_MAPS_BYTES = 2**23, 2**30
 _MAP_BYTES = 4
+LEAST_PASSES = 4.0
 PREDICTION_SPEEDUP = 3.0
 _OTHERS: tuple[Across, ...] = ("rows", "columns")
 
@@ -107,8 +108,20 @@ def seconds_per_view(
     return round(seen * tiles) / (PREDICTION_SPEEDUP * rate)
 
 
+def passes(steps: int, batch: int, shapes: Sequence[Triple], tile_vox: int) -> float:
+    """How often a training sees every stored slice, in all its tiles.
+
+    Args:
+        steps: Of the training.
+        batch: Slices of a step.
+        shapes: Voxels (slices, rows, columns) per case.
+        tile_vox: Side of a tile.
+    """
+    return steps * batch / (sum(shape[0] for shape in shapes) * sizes.tiles_per_slice(shapes, tile_vox))
+
+
 def of_recipe(
-    possible: Reasoned, *, device: DeviceClass, promptable: bool, slab_depth: int, seconds: float
+    possible: Reasoned, *, device: DeviceClass, promptable: bool, slab_depth: int, passes: float, seconds: float
 ) -> Reasoned:
     """The axes across which a recipe cuts slices.
 
@@ -117,6 +130,7 @@ def of_recipe(
         device: Class of device.
         promptable: Whether prompts are needed.
         slab_depth: Slices that see each other.
+        passes: How often the training sees every stored slice, which the planes share.
         seconds: What a typical volume takes on a CPU across all axes, without mirrored views.
     """
     if possible[0] == STORED:
@@ -130,4 +144,10 @@ def of_recipe(
             f"a typical volume would take about {seconds:.2g} s across {len(possible[0])} axes on two CPU threads "
             f"(more than {LONGEST_SECONDS:g} s)"
         )
-    return possible
+    chosen = possible[0][: max(1, math.floor(passes / LEAST_PASSES))]
+    if chosen == possible[0]:
+        return possible
+    return chosen, (
+        f"training sees every slice about {passes:.2g} times, which planes share, and each needs {LEAST_PASSES:g}; "
+        f"{possible[1]}"
+    )

@@ -187,7 +187,7 @@ def plan_recipe(facts: Facts, wish: Wish) -> dict[str, Any]:
     fit, size_reason = _fit(facts, wish, spec)
     steps, steps_reason, minutes = _steps(facts, fit, device)
     iterations, epochs, steps = _epochs(wish, steps)
-    cut, views = _views(facts, wish, fit)
+    cut, views = _views(facts, wish, fit, steps)
     content = {name: decided(part) for name, part in wish.parts.items()} | {
         "encoder": decided(wish.encoder_at(fit.load.input_size)),
         "backbone": decided(wish.backbone),
@@ -396,7 +396,7 @@ def _cpu_steps(facts: Facts, fit: _Fit) -> int:
     )
 
 
-def _views(facts: Facts, wish: Wish, fit: _Fit) -> tuple[Reasoned, Reasoned]:
+def _views(facts: Facts, wish: Wish, fit: _Fit, steps: int) -> tuple[Reasoned, Reasoned]:
     """Across which axes slices are cut, and how many mirrored views prediction averages."""
     device, promptable = wish.device, wish.method.promptable
 
@@ -406,12 +406,15 @@ def _views(facts: Facts, wish: Wish, fit: _Fit) -> tuple[Reasoned, Reasoned]:
         )
 
     cut = wish.given("planes") or planes.of_recipe(
-        facts.planes, device=device, promptable=promptable, slab_depth=wish.slab_depth, seconds=seconds(facts.planes[0])
+        facts.planes,
+        device=device,
+        promptable=promptable,
+        slab_depth=wish.slab_depth,
+        passes=planes.passes(steps, fit.batch, facts.shapes, fit.load.tile_vox),
+        seconds=seconds(facts.planes[0]),
     )
-    views = augmentation.mirror_views(
-        device=device, promptable=promptable, mirrors=facts.mirrors, seconds=seconds(cut[0])
-    )
-    return cut, views
+    time = seconds(cut[0])
+    return cut, augmentation.mirror_views(device=device, promptable=promptable, mirrors=facts.mirrors, seconds=time)
 
 
 def _intensities(facts: Facts, weights: WeightsKind) -> Reasoned:

@@ -90,7 +90,7 @@ RESTS_ON: dict[str, Sequence[str | Only]] = {
     "ema_decay": _FITTED,
     "augmentation": ("obliqueness", "spacing", "mirror pairs"),
     "foreground_fraction": ("slices",),
-    "planes": ("spacing", "shape", "coherence", "mirror pairs", "structures", Only(_FITTED, device="cpu")),
+    "planes": ("spacing", "shape", "coherence", "mirror pairs", "structures", *_FITTED),
     "mirror_views": ("device", Only(("mirror pairs", "shape", *_FITTED), device="cpu")),
     "memory_gib": ("weights", "device", *_FITTED),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 from samunet.artifacts.plan import ResolvedRecipe, resolve_recipe
+from samunet.artifacts.plan_parts import STORED
 from samunet.planners import peft
 from samunet.planners.few_labels import Labelled, labelled, subset_batch, subset_recipe
 from samunet.planners.planner import make_plan
@@ -17,6 +18,10 @@ WHOLE = labelled(PLAN, FINGERPRINT)
 
 def part(number: int) -> Labelled:
     return labelled(PLAN, FINGERPRINT, sorted(FINGERPRINT.cases)[:number])
+
+
+def two_slices() -> Labelled:
+    return replace(part(1), shapes=[(2, 60, 60)], num_slices=2, num_foreground_slices=2)
 
 
 def recipe(weights: str = "sam", device: str = "gpu") -> ResolvedRecipe:
@@ -63,8 +68,7 @@ def test_the_batch_never_grows_and_keeps_whole_slabs() -> None:
         assert batches == sorted(batches)
         assert batches[-1] == 12
         assert all(batch % depth == 0 and batch >= 4 for batch in batches)
-    small = Labelled(1, [(2, 60, 60)], 2, 2, 1, 2)
-    assert subset_batch(replace(recipe(), batch_size=12, slab_depth=3), small)[0] == 6
+    assert subset_batch(replace(recipe(), batch_size=12, slab_depth=3), two_slices())[0] == 6
 
 
 def test_edited_values_stay() -> None:
@@ -82,7 +86,9 @@ def test_edited_values_stay() -> None:
 def test_a_cpu_run_keeps_its_minutes() -> None:
     """With minutes the length stays; a smaller batch only means more steps in them."""
     planned = recipe("mobile_sam", "cpu")
-    few, _ = subset_recipe(planned, WHOLE, Labelled(1, [(2, 60, 60)], 2, 2, 1, 2))
+    few, _ = subset_recipe(
+        planned, WHOLE, replace(part(1), shapes=[(2, 60, 60)], num_slices=2, num_foreground_slices=2)
+    )
     assert few.minutes == planned.minutes == 60
     assert (planned.batch_size, few.batch_size) == (8, 4)
     assert few.iterations * few.epochs > 1.5 * planned.iterations * planned.epochs
@@ -94,3 +100,18 @@ def test_a_published_schedule_keeps_its_passes() -> None:
     few, _ = subset_recipe(planned, WHOLE, part(3), published=True)
     assert changed_fields(planned, few) == {"iterations"}
     assert few.iterations == round(300 / planned.batch_size)
+
+
+def test_few_cases_that_are_seen_often_are_cut_in_more_planes() -> None:
+    """Cubic volumes that a CPU sees too seldom for a second plane get it where they are five."""
+    cubic = fingerprint([case(shape=(60, 60, 60)) for _ in range(200)])
+    plan = make_plan(cubic, description(), budget(minutes=10.0))
+    planned = resolve_recipe(plan.configuration("2.5d"), "none", "cpu")
+    assert planned.planes == STORED
+    whole = labelled(plan, cubic)
+    some = labelled(plan, cubic, sorted(cubic.cases)[:5])
+    few, reasons = subset_recipe(planned, whole, some)
+    assert few.planes == ("slices", "rows", "columns")
+    assert "longer one way" in reasons["planes"]
+    for kept in (replace(planned, planes=("rows",)), replace(planned, slab_depth=3)):
+        assert subset_recipe(kept, whole, some)[0].planes == kept.planes

@@ -68,11 +68,30 @@ def test_each_condition_has_its_reason(changes: dict[str, Any], expected: tuple[
 def test_a_recipe_takes_what_its_method_and_time_allow() -> None:
     """Prompts, slabs and a slow prediction on a CPU keep to the stored slices; a GPU has the time."""
     possible = (ALL, "")
-    free: dict[str, Any] = {"device": "cpu", "promptable": False, "slab_depth": 1, "seconds": 60.0}
+    free: dict[str, Any] = {"device": "cpu", "promptable": False, "slab_depth": 1, "passes": 12.0, "seconds": 60.0}
     assert planes.of_recipe(possible, **free) == possible
     for other in ({"promptable": True}, {"slab_depth": 3}, {"seconds": 61.0}):
         assert planes.of_recipe(possible, **free | other)[0] == STORED
     assert planes.of_recipe(possible, **free | {"seconds": 61.0, "device": "gpu"}) == possible
+
+
+@pytest.mark.parametrize(("passes", "number"), [(0.1, 1), (7.9, 1), (8.0, 2), (11.9, 2), (12.0, 3), (900.0, 3)])
+def test_planes_share_the_passes(passes: float, number: int) -> None:
+    """Each has four at least, on either device; where they are fewer, the reason says so."""
+    for device in ("cpu", "gpu"):
+        found, reason = planes.of_recipe(
+            (ALL, "cubic"), device=device, promptable=False, slab_depth=1, passes=passes, seconds=1.0
+        )
+        assert found == ALL[:number]
+        assert ("share" in reason) == (number < 3)
+        assert "cubic" in reason
+
+
+def test_passes_count_every_tile_of_every_slice() -> None:
+    """Ten steps of eight slices are two passes over forty slices in one tile, and half of one where it takes four."""
+    shapes = [(30, 50, 50), (10, 50, 50)]
+    assert planes.passes(10, 8, shapes, 50) == 2
+    assert planes.passes(10, 8, shapes, 25) == 0.5
 
 
 def plan_of(cases: list[CaseFacts], **decided: Any) -> Plan:
