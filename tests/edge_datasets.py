@@ -132,6 +132,24 @@ def _all_ignore() -> EdgeDataset:
     return EdgeDataset([case(seed) for seed in range(4)], labels={"background": 0, "ball": 1, "ignore": 2})
 
 
+def _cubic_with_sides() -> EdgeDataset:
+    """Voxels of 1 mm, with a ball on the left and one on the right."""
+
+    def case(seed: int) -> Case:
+        rng, shape = np.random.default_rng(seed), (22, 30, 26)
+        z, y, x = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
+        middle = rng.uniform(-1, 1, 3)
+        labels = np.zeros(shape, np.uint8)
+        for value, side in ((1, -6), (2, 6)):
+            # columns run to the right
+            away = (z - 11 - middle[0]) ** 2 + (y - 15 - middle[1]) ** 2 + (x - 13 - side - middle[2]) ** 2
+            labels[away < 20] = value
+        image = 100 + rng.normal(0, 8, shape) + 60 * (labels > 0)
+        return Volume(image[np.newaxis].astype(np.float32), Geometry.from_spacing(shape, (1.0, 1.0, 1.0))), labels
+
+    return EdgeDataset([case(seed) for seed in range(5)], labels={"background": 0, "left ball": 1, "right ball": 2})
+
+
 EDGE_DATASETS: dict[str, Callable[[], EdgeDataset]] = {
     "pictures": _pictures,
     "colour_pictures": _colour,
@@ -143,4 +161,5 @@ EDGE_DATASETS: dict[str, Callable[[], EdgeDataset]] = {
     "constant_images": _constant,
     "labels_at_the_border": _at_the_border,
     "all_ignore_slices": _all_ignore,
+    "cubic_with_sides": _cubic_with_sides,
 }

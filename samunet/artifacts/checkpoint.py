@@ -109,6 +109,8 @@ class Manifest(Schema):
         values = dict(self.recipe)
         for name, schema in RECIPE_SCHEMAS.items():
             values[name] = parse_schema(schema, values[name])
+        if "planes" in values:
+            values["planes"] = tuple(values["planes"])
         return ResolvedRecipe(**values)
 
 

@@ -197,6 +197,7 @@ def _input_of(member: Member) -> dict[str, Any]:
         "configuration": name,
         "input size": recipe.input_size,
         "tile": recipe.tile_vox,
+        "planes": recipe.planes,
         "intensity map": recipe.intensity_map,
         "preprocessing": member.plan.store_key(name),
         "context": configuration.context_slices.value,

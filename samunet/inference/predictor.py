@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from samunet.artifacts.dataset import Case
 from samunet.artifacts.plan import Configuration, Plan, ResolvedRecipe
-from samunet.artifacts.plan_parts import STORED, Across
+from samunet.artifacts.plan_parts import STORED, Across, Planes
 from samunet.artifacts.prompts import Prompt
 from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import DataError, UsageError
@@ -32,7 +32,7 @@ from samunet.inference.sliding import SlidingOptions, SlidingPredictor, average_
 from samunet.inference.tta import mirror_axes, mirror_combinations
 from samunet.models.device import resolve_device, usable_precision
 from samunet.preprocessing.pipeline import PreprocessedCase, preprocess_case
-from samunet.preprocessing.planes import turned
+from samunet.preprocessing.planes import planes_of, turned
 
 
 class Predictor:
@@ -44,7 +44,7 @@ class Predictor:
         mirror: Average over the mirrored views that the plan allows.
         batch_size: Most slices per forward; twice the training batch by default. Fewer are taken where these are not
             predicted to fit the device, and half as many from where its memory ran out.
-        reporter: Told where memory ran out.
+        reporter: Told where memory ran out, and which cases are not cut in every plane.
 
     Example:
         >>> predictor = Predictor.from_folder(Path("results/Dataset004_Hippocampus/2d__auto__none"))
@@ -67,7 +67,7 @@ class Predictor:
         self.recipe: ResolvedRecipe = members[0].manifest.resolved_recipe
         self.folds = [member.manifest.fold for member in members]
         self.fingerprint = members[0].fingerprint
-        self._device, self._mirror = device, mirror
+        self._device, self._mirror, self._reporter = device, mirror, reporter or SilentReporter()
         self._precision = usable_precision(self.recipe, device)
         self._room = Room(
             self.recipe,
@@ -76,7 +76,7 @@ class Predictor:
             device=device,
             precision=self._precision,
             most=batch_size,
-            reporter=reporter or SilentReporter(),
+            reporter=self._reporter,
         )
 
     @classmethod
@@ -159,7 +159,7 @@ class Predictor:
             UsageError: If the model segments only what prompts point at.
         """
         self.check_prompts(given=False)
-        views = self.recipe.mirror_views
+        views, planes = self.recipe.mirror_views, self._planes_of(record)
 
         def segment(slices: int) -> Restored:
             options = SlidingOptions(
@@ -174,10 +174,15 @@ class Predictor:
                 mirror_views=views,
             )
             return self._slide(
-                data, record, options, with_probabilities=with_probabilities, allocate=allocate, with_signs=with_signs
+                data,
+                record,
+                planes,
+                options,
+                with_probabilities=with_probabilities,
+                allocate=allocate,
+                with_signs=with_signs,
             )
 
-        planes = self.recipe.planes
         return self._room.predict(
             segment,
             case=record.name,
@@ -185,6 +190,13 @@ class Predictor:
             plane_vox=max(_plane_vox(record, across) for across in planes),
             held_vox=0 if planes == STORED else math.prod(record.store_shape),
         )
+
+    def _planes_of(self, record: CaseRecord) -> Planes:
+        """The planes in which a case is cut; says why where it is not cut as the training cases were."""
+        planes, reason = planes_of(record, self.plan, self.recipe.planes)
+        if reason is not None:
+            self._reporter.info(f"{record.name}: predicted from stored slices only, as {reason}")
+        return planes
 
     def _mirror_axes(self, record: CaseRecord, across: Across) -> tuple[int, ...]:
         """In-plane axes over which mirrored views are averaged where a case is cut across an axis."""
@@ -194,6 +206,7 @@ class Predictor:
         self,
         data: NDArray[np.float32],
         record: CaseRecord,
+        planes: Planes,
         options: SlidingOptions,
         *,
         with_probabilities: bool,
@@ -207,7 +220,7 @@ class Predictor:
             mirrored = replace(options, mirror_axes=self._mirror_axes(record, across))
             return SlidingPredictor(self._models, self.recipe, mirrored, views=views).slices(volume)
 
-        logits = self._finite(average_planes(cut, data, self.recipe.planes), record)
+        logits = self._finite(average_planes(cut, data, planes), record)
         restored = restore(logits, record, labels, with_probabilities=with_probabilities, allocate=allocate, sums=sums)
         if views is None or restored.signs is None:
             return restored

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from samunet.artifacts.method import summarise
 from samunet.artifacts.model_spec import get_spec
 from samunet.artifacts.plan import Plan
+from samunet.artifacts.plan_parts import STORED
 from samunet.artifacts.report import EvaluationReport
 from samunet.artifacts.workspace import Workspace
 from samunet.core.errors import UsageError
@@ -307,9 +308,10 @@ def _announce(identity: RunIdentity, inputs: RunInputs, device: str, reporter: R
     recipe = identity.recipe
     unit = "minutes of this process's CPU time" if identity.clock == "processor" else "minutes"
     limit = f"{recipe.minutes:g} {unit}" if recipe.minutes is not None else f"{recipe.epochs} epochs"
+    planes = "" if recipe.planes == STORED else f" across {' and '.join(recipe.planes)}"
     reporter.info(
         f"{identity.dataset} {identity.configuration}, fold {identity.fold}: {recipe.backbone} at "
-        f"{recipe.input_size} px on tiles of {recipe.tile_vox} voxels, {identity.base.kind} weights, "
+        f"{recipe.input_size} px on tiles of {recipe.tile_vox} voxels{planes}, {identity.base.kind} weights, "
         f"{summarise(recipe.method)}, {recipe.batch_size} slices a step, "
         f"learning rate {recipe.learning_rate:g}, {limit} on {device}; "
         f"{len(inputs.cases.train)} cases train, {len(inputs.cases.monitor)} monitor, "

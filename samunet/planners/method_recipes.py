@@ -11,6 +11,7 @@ from samunet.artifacts.method import SIDE_PATH_FIELDS, Method, summarise
 from samunet.artifacts.method_faults import faults_with_blocks, faults_with_slabs, faults_with_weights
 from samunet.artifacts.model_spec import SPECS, get_spec
 from samunet.artifacts.plan import METHOD_PARTS, DeviceClass, Plan, Recipe, WeightsKind
+from samunet.artifacts.plan_parts import STORED
 from samunet.artifacts.probe import NO_PROBES, Probes
 from samunet.core.config import parse_schema
 from samunet.core.errors import ConfigError, UsageError
@@ -363,5 +364,6 @@ def _published(preset: Preset, num_slices: int) -> dict[str, Reasoned]:
         "iterations": iterations,
         "epochs": schedule.epochs,
         "minutes": None,
+        "planes": STORED,
     }
     return {name: (value, reason) for name, value in values.items() if name not in schedule.left_to_plan}

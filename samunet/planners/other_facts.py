@@ -12,6 +12,7 @@ from typing import Any
 from samunet.artifacts.fingerprint import CaseFacts, Fingerprint
 from samunet.artifacts.model_spec import TOKEN_SIZE, get_spec
 from samunet.artifacts.plan import Configuration, Plan, Recipe
+from samunet.artifacts.plan_parts import STORED
 from samunet.core.geometry import ANATOMICAL_AXES, SpacingTriple
 from samunet.planners import augmentation, peft, rules, sizes
 from samunet.planners.alterations import Place, spaced, times
@@ -89,6 +90,8 @@ def _of_recipe(facts: Facts, recipe: Recipe, at: Place) -> Sentences:
         yield (*at, "weight_decay"), f"with encoder.train {train}: {short(peft.weight_decay(changed)[0])}"
     if recipe.mirror_views.value > 1:
         yield (*at, "mirror_views"), "with prompts (prompts.kind): 1"
+    if recipe.planes.value != STORED:
+        yield (*at, "planes"), f"with prompts (prompts.kind): {short(STORED)}"
     if get_spec(recipe.backbone.value).family == "vit" and at[-1] == "cpu":
         below = recipe.input_size.value // TOKEN_SIZE < LEAST_CPU_GRID
         side = LEAST_CPU_GRID * TOKEN_SIZE

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from samunet.artifacts.plan import DeviceClass
 from samunet.artifacts.plan_parts import STORED, Across, Planes
 from samunet.core.geometry import SpacingTriple, Triple
@@ -13,12 +15,11 @@ from samunet.planners.augmentation import LONGEST_SECONDS
 from samunet.planners.edits import Reasoned
 from samunet.planners.load import Load
 from samunet.planners.mirrors import LEFT_RIGHT
-from samunet.planners.rules import COHERENCE_TIE, THICK_SLICES
-from samunet.preprocessing.planes import turned
+from samunet.planners.rules import COHERENCE_TIE
+from samunet.preprocessing.planes import turned, why_one_plane
 
-LARGEST_VOX, LARGEST_MAPS_BYTES = 2**23, 2**30
-_MAP_BYTES = 4
 LEAST_PASSES = 4.0
+MOST_UNFIT = 0.1
 PREDICTION_SPEEDUP = 3.0
 _OTHERS: tuple[Across, ...] = ("rows", "columns")
 
@@ -34,9 +35,9 @@ def planes(
 ) -> tuple[Planes, str]:
     """The axes across which a dataset can be cut into slices; the stored slices first.
 
-    Others join them where voxels are about as long as they are wide and labels change as little from slice to slice.
-    Not left-right where structures have sides: slices of both halves of the body look alike and hold other structures.
-    Volumes are read and averaged as a whole, so they are limited.
+    Others join them where nine cases in ten have voxels about as long as they are wide and labels change as little from
+    slice to slice. Not left-right where structures have sides: slices of both halves of the body look alike and hold
+    other structures.
 
     Args:
         voxels_mm: Stored voxels (slice, row, column) per case.
@@ -50,19 +51,16 @@ def planes(
     """
     if max(shape[0] for shape in shapes) == 1:
         return STORED, "the data are 2D"
-    ratio = max(max(mm) / min(mm) for mm in voxels_mm)
-    if ratio > THICK_SLICES:
-        return STORED, (
-            f"voxels are up to {ratio:.1f} times longer one way than another (more than {THICK_SLICES:g}), so slices "
-            "look right in one plane only"
+    if not max(coherence):
+        return STORED, "no label says in which planes structures are easy to see"
+    reasons = [why_one_plane(mm, s, num_tokens=num_tokens) for mm, s in zip(voxels_mm, shapes, strict=True)]
+    unfit = [reason for reason in reasons if reason is not None]
+    if len(unfit) > MOST_UNFIT * len(reasons):
+        return (
+            STORED,
+            f"{len(unfit)} of {len(reasons)} cases are cut in one plane only, the first as {unfit[0]}",
         )
-    largest = max(math.prod(shape) for shape in shapes)
-    if largest > LARGEST_VOX or largest * num_tokens * _MAP_BYTES > LARGEST_MAPS_BYTES:
-        return STORED, (
-            f"volumes of up to {largest / 1e6:.3g} million voxels and {num_tokens} maps are too large to be read and "
-            f"averaged as a whole (at most {LARGEST_VOX / 1e6:.2g} million, and {LARGEST_MAPS_BYTES / 2**30:g} GiB of "
-            "maps)"
-        )
+    ratio = np.median([max(mm) / min(mm) for mm in voxels_mm])
     chosen, left_out = list(STORED), []
     for name, own, axis in zip(_OTHERS, coherence[1:], axes[1:], strict=True):
         if own < coherence[0] - COHERENCE_TIE:
@@ -72,7 +70,7 @@ def planes(
         else:
             chosen.append(name)
     shown = ", ".join(f"{name} {own:.2f}" for name, own in zip((*STORED, *_OTHERS), coherence, strict=True))
-    known = [f"voxels are at most {ratio:.2g} times longer one way than another", f"labels agree with Dice {shown}"]
+    known = [f"voxels are typically {ratio:.2g} times longer one way than another", f"labels agree with Dice {shown}"]
     return tuple(chosen), "; ".join([*known, *left_out])
 
 

@@ -250,10 +250,9 @@ def _planes(
     shapes: Sequence[Triple],
     num_tokens: int,
 ) -> Reasoned:
-    """Across which axes slices can be cut: where slices keep their own distance as where they have the target's."""
+    """Across which axes slices can be cut, at each case's own distance of slices."""
     rows, columns = _in_plane(frame, spacing)
-    distances = [rules.axis_operation(case, frame).reorder(case.spacing)[0] for case in cases]
-    voxels = [(distance, rows, columns) for distance in (*distances, spacing[frame.slice_axis])]
+    voxels = [(rules.axis_operation(case, frame).reorder(case.spacing)[0], rows, columns) for case in cases]
     coherence = rules.mean_coherence([case for case in cases if case.codes == frame.orientation])
     canonical = [coherence[axis] for axis in frame.file_axes]
     return planes.planes(voxels, shapes, canonical, augmentation.anatomical_axes(frame), mirror, num_tokens=num_tokens)

@@ -17,6 +17,7 @@ from samunet.artifacts.plan import (
     WeightsKind,
     strip_reasons,
 )
+from samunet.artifacts.plan_parts import STORED
 from samunet.core.config import parse_schema
 from samunet.planners.edits import Reasoned
 from samunet.planners.planner import facts_of_plan
@@ -58,6 +59,7 @@ def pretraining_recipe(
         "learning_rate": (rate, "random weights" if from_random else "pretrained weights that all move"),
         "weight_decay": (WEIGHT_DECAY, "the usual value of masked image modelling"),
         "decay": (Decay(kind="cosine"), "the usual schedule of masked image modelling"),
+        "planes": (STORED, "pretraining sees stored slices"),
     }
     facts = facts_of_plan(plan, fingerprint, configuration=configuration)
     # what SAM never taught expects no particular intensities, and clips none

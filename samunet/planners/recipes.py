@@ -31,7 +31,7 @@ from samunet.planners.ranks import usable_probe
 
 CPU_INPUT_CAP = 448
 _FITTED = ("input_size", "batch_size")
-_PLANNED_AROUND = (*_FITTED, "iterations", "epochs")
+_PLANNED_AROUND = (*_FITTED, "iterations", "epochs", "planes")
 
 
 @dataclass(frozen=True)

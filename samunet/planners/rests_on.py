@@ -48,6 +48,7 @@ _VIT = tuple(weights for weights in _PRETRAINED if weights not in _WINDOWED)
 _HARDWARE = (*MEMORY.values(), MINUTES)
 _SIZE = ("slices in plane", "detail", "thinnest structure", "small structures")
 _FITTED = (*_SIZE, "slices", "structures", *_HARDWARE)
+_PLANES = ("orientation", "spacing", "shape", "coherence", "mirror pairs", *_FITTED)
 
 RESTS_ON: dict[str, Sequence[str | Only]] = {
     "frame": ("spacing", "shape", "coherence", "orientation"),
@@ -90,8 +91,8 @@ RESTS_ON: dict[str, Sequence[str | Only]] = {
     "ema_decay": _FITTED,
     "augmentation": ("obliqueness", "spacing", "mirror pairs"),
     "foreground_fraction": ("slices",),
-    "planes": ("spacing", "shape", "coherence", "mirror pairs", "structures", *_FITTED),
-    "mirror_views": ("device", Only(("mirror pairs", "shape", *_FITTED), device="cpu")),
+    "planes": ("weights", "device", *_PLANES),
+    "mirror_views": ("device", Only(_PLANES, device="cpu")),
     "memory_gib": ("weights", "device", *_FITTED),
 }
 """By the field's name: names of the facts that it rests on."""

@@ -31,8 +31,8 @@ _BATCH = ("accumulation_steps", "learning_rate", "epochs", "warmup_steps", "ema_
 _OF_CASES = ("batch_size", "epochs", "iterations", "warmup_steps", "ema_decay", "learning_rate")
 _OF_SIZE = ("tile_vox", "checkpointing", "memory_gib")
 _OF_WEIGHTS = ("backbone", "encoder", "decoder", "attention", "intensity_map", "learning_rate", "weight_decay")
-_OF_DEVICE = ("backbone", "decoder", "attention", "precision", "mirror_views", "iterations")
-_OF_CONFIGURATION = ("context_slices", "slab_depth", "channels", "depth_overlap", "depth", "intensity_map")
+_OF_DEVICE = ("backbone", "decoder", "attention", "precision", "mirror_views", "planes", "iterations")
+_OF_CONFIGURATION = ("context_slices", "slab_depth", "channels", "depth_overlap", "depth", "intensity_map", "planes")
 
 
 def what_ifs(plan: Plan, fingerprint: Fingerprint, probes: Probes = NO_PROBES) -> WhatIfs:
@@ -121,7 +121,7 @@ def _by_data(now: Planned, plan: Plan, inputs: Inputs) -> Sentences:
     swapped = ("a left and a right structure that mirroring swaps", inputs.with_mirror_pair())
     if inputs.fingerprint.mirror_pairs:
         swapped = ("no structures that mirroring swaps", inputs.without_mirror_pairs())
-    yield from _first(now, ("augmentation", "mirror_views"), [swapped])
+    yield from _first(now, ("augmentation", "mirror_views", "planes"), [swapped])
     angles = [d.value.rotation_deg for place, d in now.items() if place[-1] == "augmentation"]
     tilt = _WIDE_TILT_DEG if all(angle <= _NARROW_DEG for angle in angles) else 0.0
     tilted = inputs.with_cases(lambda c: c.model_copy(update={"tilt_deg": tilt}))

@@ -108,6 +108,7 @@ def load_identity(folder: Path, name: str) -> RunIdentity:
 def recipe_to_json(recipe: ResolvedRecipe) -> dict[str, Any]:
     """A resolved recipe as plain JSON values."""
     values = {entry.name: getattr(recipe, entry.name) for entry in fields(recipe)}
+    values["planes"] = list(recipe.planes)
     return values | {name: values[name].model_dump(mode="json") for name in RECIPE_SCHEMAS}
 
 

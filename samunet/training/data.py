@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samunet.artifacts.plan import Plan, ResolvedRecipe
-from samunet.artifacts.plan_parts import STORED
 from samunet.artifacts.store import CaseRecord
 from samunet.core.errors import ConfigError, SamunetError
 from samunet.core.labels import IGNORE_INDEX, LabelSpec
@@ -29,6 +28,7 @@ from samunet.core.rng import seed_sample
 from samunet.inference.encode import scale_slice
 from samunet.inference.sliding import gather_channels
 from samunet.inference.tta import mirror_axes
+from samunet.preprocessing.planes import planes_of
 from samunet.preprocessing.slicing import cut_tile, tile_starts
 from samunet.preprocessing.store import CaseStore
 from samunet.training.augment import RandomMirror, SliceAugmentation
@@ -133,11 +133,10 @@ class SliceDataset(Dataset[Sample]):
         self._read_labels = read_labels
         self._records = {name: record for name in cases if (record := self._record(name)).valid_slices}
         self._labels: LabelSpec = plan.label_spec
-        self.volumes = Volumes(self._store, self._records, whole=recipe.planes != STORED)
-        meant = self._labels if read_labels else None
-        self._stacks = [Stacks(self.volumes, across, meant) for across in recipe.planes]
+        self.volumes = Volumes(self._store, with_labels=read_labels)
         self._mirror = plan.mirror_axes.value
         self._recipe, self._context, self._seed = recipe, context, seed
+        self._stacks = self._in_planes(plan)
         self._separate = len(plan.channel_names) > 1
         self._augmentation = (
             SliceAugmentation(
@@ -209,7 +208,8 @@ class SliceDataset(Dataset[Sample]):
             case: Its name.
             number: Which of its slices, counted over all planes.
         """
-        plane = max(index for index in range(len(self._stacks)) if self._first(case, index) <= number)
+        known = (index for index, stacks in enumerate(self._stacks) if case in stacks)
+        plane = max(index for index in known if self._first(case, index) <= number)
         places, stacks = np.array([number - self._first(case, plane)]), self._stacks[plane]
         image, labels = self._read(stacks, case, places)
         side = self._recipe.tile_vox
@@ -219,7 +219,17 @@ class SliceDataset(Dataset[Sample]):
 
     def _first(self, case: str, plane: int) -> int:
         """Slices of a case in the planes before one."""
-        return sum(stacks[case].num_slices for stacks in self._stacks[:plane])
+        return sum(stacks[case].num_slices for stacks in self._stacks[:plane] if case in stacks)
+
+    def _in_planes(self, plan: Plan) -> list[Stacks]:
+        """The cases in every plane that some of them can be cut in."""
+        planes = {name: planes_of(record, plan, self._recipe.planes)[0] for name, record in self._records.items()}
+        meant = self._labels if self._read_labels else None
+        made = []
+        for across in ("slices", "rows", "columns"):
+            fit = {name: record for name, record in self._records.items() if across in planes[name]}
+            made += [Stacks(self.volumes, fit, across, meant)] if fit else []
+        return made
 
     def _record(self, case: str) -> CaseRecord:
         """How a case was made; where no label is read, without what its labels say."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from samunet.artifacts.plan_parts import Across
 from samunet.artifacts.store import CaseRecord
 from samunet.core.labels import LabelSpec
 from samunet.preprocessing.planes import occupied_slices, turn, turned
-from samunet.preprocessing.store import CaseStore
+from samunet.preprocessing.store import CaseStore, OpenCase
 
 HELD_BYTES = 2**28
+Voxels = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -43,34 +47,46 @@ class Volumes:
 
     Args:
         store: Where they are.
-        records: Of the cases, by name.
-        whole: Whether whole volumes are read, which slices across other axes need.
+        with_labels: Whether labels are read.
     """
 
-    def __init__(self, store: CaseStore, records: Mapping[str, CaseRecord], *, whole: bool) -> None:
-        self.records = records
-        self._store, self._whole = store, whole
-        self._open: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
-        self._held = 0
+    def __init__(self, store: CaseStore, *, with_labels: bool) -> None:
+        self._store, self._with_labels = store, with_labels
+        self._open: dict[str, OpenCase] = {}
+        self._held: OrderedDict[str, Voxels] = OrderedDict()
+        self._bytes = 0
 
-    def __len__(self) -> int:
-        """How many are open or held."""
-        return len(self._open)
+    @property
+    def held(self) -> Sequence[str]:
+        """Cases that are held whole, the longest unused first."""
+        return list(self._held)
 
-    def __getitem__(self, case: str) -> tuple[Any, Any]:
-        """Channels (C, S, H, W) and labels (S, H, W), to be sliced; labels None where there are none."""
-        if case in self._open:
-            self._open.move_to_end(case)
-            return self._open[case]
-        opened = self._store.open(case)
-        voxels = opened.data, opened.labels
-        if self._whole:
-            voxels = opened.data[:], None if opened.labels is None else opened.labels[:]
-            self._held += _num_bytes(voxels)
-            while self._open and self._held > HELD_BYTES:
-                self._held -= _num_bytes(self._open.popitem(last=False)[1])
-        self._open[case] = voxels
-        return voxels
+    def whole(self, case: str) -> Voxels:
+        """Channels (C, S, H, W) and labels (S, H, W) of a case in memory; labels None where they are not read."""
+        if case not in self._held:
+            data, labels = self._stored(case)
+            voxels = data[:], None if labels is None else labels[:]
+            self._bytes += _num_bytes(voxels)
+            while self._held and self._bytes > HELD_BYTES:
+                self._bytes -= _num_bytes(self._held.popitem(last=False)[1])
+            self._held[case] = voxels
+        self._held.move_to_end(case)
+        return self._held[case]
+
+    def stored(self, case: str) -> Voxels:
+        """The same, to be read slice by slice where the case is not held."""
+        return self._held.get(case) or self._stored(case)
+
+    def labels(self, case: str) -> NDArray[np.int16]:
+        """Labels (S, H, W) of a case, without its channels."""
+        labels: NDArray[np.int16] = self.stored(case)[1][:]
+        return labels
+
+    def _stored(self, case: str) -> Voxels:
+        if case not in self._open:
+            self._open[case] = self._store.open(case)
+        opened = self._open[case]
+        return opened.data, opened.labels if self._with_labels else None
 
 
 class Stacks(Mapping[str, Stack]):
@@ -78,30 +94,33 @@ class Stacks(Mapping[str, Stack]):
 
     Args:
         volumes: Their voxels.
+        records: Of the cases that can be cut so.
         across: The axis.
         labels: Meaning of the references; None where they are not read, and every slice counts.
     """
 
-    def __init__(self, volumes: Volumes, across: Across, labels: LabelSpec | None) -> None:
-        self._volumes, self._across, self._labels = volumes, across, labels
+    def __init__(
+        self, volumes: Volumes, records: Mapping[str, CaseRecord], across: Across, labels: LabelSpec | None
+    ) -> None:
+        self._volumes, self._records, self._across, self._labels = volumes, records, across, labels
         self._known: dict[str, Stack] = {}
 
     def __getitem__(self, case: str) -> Stack:
         if case not in self._known:
-            self._known[case] = self._stack(self._volumes.records[case])
+            self._known[case] = self._stack(self._records[case])
         return self._known[case]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._volumes.records)
+        return iter(self._records)
 
     def __len__(self) -> int:
-        return len(self._volumes.records)
+        return len(self._records)
 
-    def voxels(self, case: str) -> tuple[Any, Any]:
-        """Channels (C, S, H, W) and labels (S, H, W) of a case, to be sliced; labels None where there are none."""
-        data, labels = self._volumes[case]
+    def voxels(self, case: str) -> Voxels:
+        """Channels (C, S, H, W) and labels (S, H, W) of a case, to be sliced; labels None where they are not read."""
         if self._across == "slices":
-            return data, labels
+            return self._volumes.stored(case)
+        data, labels = self._volumes.whole(case)
         return turn(data, self._across), None if labels is None else turn(labels, self._across)
 
     def _stack(self, record: CaseRecord) -> Stack:
@@ -111,9 +130,11 @@ class Stacks(Mapping[str, Stack]):
         axes = turned(record.anatomical_axes, self._across)
         if self._labels is None:
             return Stack(number, axes, {}, tuple(range(number)))
-        return Stack(number, axes, *occupied_slices(self.voxels(record.name)[1], self._labels))
+        return Stack(
+            number, axes, *occupied_slices(turn(self._volumes.labels(record.name), self._across), self._labels)
+        )
 
 
-def _num_bytes(voxels: tuple[Any, Any]) -> int:
+def _num_bytes(voxels: Voxels) -> int:
     data, labels = voxels
     return int(data.nbytes) + (0 if labels is None else int(labels.nbytes))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from samunet.artifacts.plan import ResolvedRecipe, load_plan, save_plan
+from samunet.artifacts.plan_parts import STORED
 from samunet.artifacts.workspace import Workspace
 from samunet.core.log import SilentReporter
 from samunet.inference import predictor as predictor_module
@@ -82,6 +83,7 @@ CASES: list[Any] = [
     pytest.param("constant_images", "0", None, id="constant_images"),
     pytest.param("all_ignore_slices", "0", None, id="all_ignore_slices"),
     pytest.param("one_case", "all", None, id="one_case"),
+    pytest.param("cubic_with_sides", "0", None, id="cubic_with_sides"),
 ]
 
 
@@ -104,5 +106,6 @@ def test_edge_datasets_train_and_predict(
     assert predictor.recipe.slab_depth == (3 if configuration == "3d" else 1)
     assert seen[-1].depth_overlap == predictor.configuration.depth_overlap.value
     assert seen[-1].mirror_views == predictor.recipe.mirror_views == 2
+    assert predictor.recipe.planes == (("slices", "rows") if name == "cubic_with_sides" else STORED)
     if name == "colour_pictures":
         assert predictor.recipe.augmentation.rotation_deg == 180

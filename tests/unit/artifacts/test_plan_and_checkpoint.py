@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from samunet.artifacts.checkpoint import (
     write_checkpoint,
 )
 from samunet.artifacts.plan import Plan, load_plan, resolve_recipe, save_plan
+from samunet.artifacts.plan_parts import STORED
 from samunet.core.config import parse_schema
 from samunet.core.errors import CheckpointError, ConfigError
 from samunet.training.checkpointing import _run_state, checkpoint_file, load_identity, recipe_to_json
@@ -119,6 +121,17 @@ def test_a_checkpoint_is_complete_in_one_file(tmp_path: Path):
     assert read.manifest.resolved_recipe == resolve_recipe(made.plan.configuration("2d"), "none", "cpu")
     assert all(torch.equal(read.tensors[name], made.tensors[name]) for name in made.tensors)
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_planes_come_back_from_a_checkpoint_and_older_ones_have_one(tmp_path: Path):
+    """As they were, so that they compare with the plan's; where nothing is said, slices are as they are stored."""
+    made = make_checkpoint()
+    several = {**made.manifest.recipe, "planes": ["slices", "rows"]}
+    older = {name: value for name, value in made.manifest.recipe.items() if name != "planes"}
+    for content, planes in ((several, ("slices", "rows")), (older, STORED)):
+        manifest = made.manifest.model_copy(update={"recipe": content})
+        write_checkpoint(tmp_path / "c.safetensors", replace(made, manifest=manifest))
+        assert read_checkpoint(tmp_path / "c.safetensors").manifest.resolved_recipe.planes == planes
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text"])

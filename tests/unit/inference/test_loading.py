@@ -98,6 +98,13 @@ def test_input_is_compared_before_the_method(monkeypatch: pytest.MonkeyPatch) ->
     assert "rank" not in str(caught.value)
 
 
+def test_folds_that_were_cut_in_other_planes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that never saw a plane says nothing of use in it."""
+    with pytest.raises(CheckpointError, match="on different input") as caught:
+        load(monkeypatch, member("0"), member("1", planes=("slices", "rows")))
+    assert "planes ('slices', 'rows')" in str(caught.value.found)
+
+
 @pytest.mark.parametrize("asked", [{"num_cases": 5}, {"num_cases": 5, "subset_seed": 3}, {"cases": ("a", "b")}])
 @pytest.mark.parametrize("preset", ["auto", "samed"])
 def test_a_subset_decides_the_rank_of_its_fold(

@@ -63,6 +63,21 @@ def labels(found: Predictor, *, shape: tuple[int, int, int] = (9, 30, 26)) -> ND
     return found.predict(make_case(0, shape=shape)[0], name="case_0").labels
 
 
+def test_an_image_unlike_the_training_cases_is_cut_in_one_plane() -> None:
+    """Thick slices, a few slices or a huge volume are predicted as they are stored, and it is said why."""
+    planes = ("slices", "rows", "columns")
+    recipe = make_recipe(batch_size=4, mirror_views=1, planes=planes)
+    plan = make_plan(labels={"background": 0, "ball": 1}, recipes={"none": {"cpu": recipe}})
+    volume, _ = make_case(0, shape=(9, 30, 26))
+    for spacing, number, words in (((2.0, 1.0, 1.0), 9 + 30 + 26, ""), ((5.0, 1.0, 1.0), 9, "5.0 times longer")):
+        reporter, model = SilentReporter(), Bright()
+        found = planted_predictor(plan, model=model, reporter=reporter)
+        found.predict_array(volume.data, spacing=spacing)
+        assert sum(model.seen) == number
+        assert bool(reporter.messages) == bool(words)
+        assert all(words in message for message in reporter.messages)
+
+
 def test_a_prediction_that_ran_out_of_memory_ends_as_if_it_had_not() -> None:
     """Half the slices, then half of these, with a line each; the mask is the same, and later cases start there."""
     expected = labels(predictor(Bright()))

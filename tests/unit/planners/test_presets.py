@@ -6,6 +6,7 @@ import pytest
 
 from samunet.artifacts.method import Method
 from samunet.artifacts.plan import Plan, Recipe
+from samunet.artifacts.plan_parts import STORED
 from samunet.core.errors import ConfigError, UsageError
 from samunet.planners import schedule
 from samunet.planners.method_recipes import automatic_recipe, preset_recipe, with_changes
@@ -56,6 +57,7 @@ def test_a_preset_keeps_its_method_and_takes_its_size_from_the_plan(plan: Plan, 
     assert planned.backbone.value == PRESETS[name].backbone
     assert planned.input_size.value % 112 == 0
     assert published.input_size.value == PRESETS[name].published.input_size
+    assert published.planes.value == STORED
     assert published.loss.value == PRESETS[name].published.loss.model_copy(update={"estimated_iou": 1.0})
     for field in {"learning_rate", "weight_decay"} - set(PRESETS[name].published.left_to_plan):
         assert getattr(published, field).value == getattr(PRESETS[name].published, field)

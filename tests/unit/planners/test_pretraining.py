@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from samunet.artifacts.plan_parts import STORED
 from samunet.planners.method_recipes import automatic_recipe
 from samunet.planners.peft import FROM_SCRATCH_RATE
 from samunet.planners.planner import make_plan
@@ -26,6 +27,8 @@ def test_all_weights_learn_on_single_slices(device: str, supervised: bool) -> No
         assert recipe.method.promptable == supervised
         assert recipe.decay.kind == "cosine"
         assert recipe.weights_kind == "ssl"
+        assert recipe.planes == STORED
+    assert PLAN.configuration("2d").recipes["sam"]["gpu"].planes.value != STORED
 
 
 def test_what_sam_has_taught_moves_slowly_and_sees_sams_intensities() -> None:

@@ -128,6 +128,18 @@ def test_without_labels_every_slice_across_every_axis_counts(prepared):
     assert all(set(np.unique(dataset[(0, number)][2])) <= {0, IGNORE_INDEX} for number in range(5))
 
 
+def test_a_case_that_other_planes_would_squeeze_is_cut_in_one(prepared):
+    """Voxels 2 mm long are too long for a plan whose target is cubic: only stored slices are drawn."""
+    plan, store = prepared
+    cubic = plan.model_copy(
+        update={"target_spacing": plan.target_spacing.model_copy(update={"value": (1.0, 1.0, 1.0)})}
+    )
+    both = [make_dataset((each, store), planes=("slices", "rows"), augment=False) for each in (plan, cubic)]
+    assert [dataset.num_slices("case_0") for dataset in both] == [6 + 30, 6]
+    assert all(dataset[(0, number)][1].sum() in (6 * 26, 30 * 26) for dataset in both for number in range(20))
+    assert all(both[1][(0, number)][1].sum() == 30 * 26 for number in range(20))
+
+
 def test_whole_volumes_are_held_only_as_far_as_there_is_room(prepared, monkeypatch):
     """A volume that had to make way is read again and gives the same sample."""
     planes = ("slices", "columns")
@@ -137,7 +149,8 @@ def test_whole_volumes_are_held_only_as_far_as_there_is_room(prepared, monkeypat
     dataset = make_dataset(prepared, planes=planes)
     for number, sample in enumerate(expected):
         assert all(torch.equal(a, b) for a, b in zip(dataset[(0, number)], sample, strict=True))
-        assert len(dataset.volumes) == 1
+        assert len(dataset.volumes.held) <= 1
+    assert dataset.volumes.held
 
 
 @pytest.mark.parametrize("tile", [16, 32])
