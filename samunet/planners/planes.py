@@ -74,6 +74,16 @@ def planes(
     return tuple(chosen), "; ".join([*known, *left_out])
 
 
+def most_mirrors(mirrored: Sequence[bool], chosen: Planes) -> int:
+    """Most in-plane axes, over the planes, along which images may be mirrored.
+
+    Args:
+        mirrored: Whether they may be along slices, rows and columns.
+        chosen: Axes across which slices are cut.
+    """
+    return max(sum(turned(mirrored, across)[1:]) for across in chosen)
+
+
 def seconds_per_view(
     load: Load,
     shapes: Sequence[Triple],

@@ -235,7 +235,7 @@ def gather(
             for case, operation, shape in zip(cases, turned, shapes, strict=True)
         ),
         augmentation=augmentation.augmentation(cases, frame, mirror, in_plane),
-        mirrors=augmentation.in_plane_mirrors(frame, mirror),
+        mirrors=[axis in mirror for axis in augmentation.anatomical_axes(frame)],
         planes=_planes(cases, frame, spacing, mirror, shapes=shapes, num_tokens=labels.num_tokens),
         budget=budget,
     )

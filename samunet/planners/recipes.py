@@ -48,7 +48,7 @@ class Facts:
         num_slices: Slices of all cases.
         num_foreground_slices: Those that hold a structure.
         augmentation: How images are varied, with its reason.
-        mirrors: In-plane axes along which images may be mirrored.
+        mirrors: Whether images may be mirrored along slices, rows and columns.
         planes: Axes across which slices can be cut, with the reason.
         budget: Hardware planned for.
         probes: What samunet_probe measured.
@@ -65,7 +65,7 @@ class Facts:
     num_slices: int
     num_foreground_slices: int
     augmentation: Reasoned
-    mirrors: int
+    mirrors: Sequence[bool]
     planes: Reasoned
     budget: Budget
     probes: Probes = NO_PROBES
@@ -413,8 +413,8 @@ def _views(facts: Facts, wish: Wish, fit: _Fit, steps: int) -> tuple[Reasoned, R
         passes=planes.passes(steps, fit.batch, facts.shapes, fit.load.tile_vox),
         seconds=seconds(facts.planes[0]),
     )
-    time = seconds(cut[0])
-    return cut, augmentation.mirror_views(device=device, promptable=promptable, mirrors=facts.mirrors, seconds=time)
+    time, mirrors = seconds(cut[0]), planes.most_mirrors(facts.mirrors, cut[0])
+    return cut, augmentation.mirror_views(device=device, promptable=promptable, mirrors=mirrors, seconds=time)
 
 
 def _intensities(facts: Facts, weights: WeightsKind) -> Reasoned:

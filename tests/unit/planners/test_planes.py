@@ -93,6 +93,14 @@ def test_planes_share_the_passes(passes: float, number: int) -> None:
         assert "cubic" in reason
 
 
+def test_the_plane_with_most_mirrored_views_counts() -> None:
+    """Where only rows may not be mirrored, slices across rows have two axes to mirror along, stored ones have one."""
+    mirrored = (True, False, True)
+    assert planes.most_mirrors(mirrored, STORED) == 1
+    assert planes.most_mirrors(mirrored, ("slices", "rows")) == 2
+    assert planes.most_mirrors(mirrored, ("slices", "columns")) == 1
+
+
 def test_passes_count_every_tile_of_every_slice() -> None:
     """Ten steps of eight slices are two passes over forty slices in one tile, and half of one where it takes four."""
     shapes = [(30, 50, 50), (10, 50, 50)]
