@@ -58,7 +58,7 @@ def planes(
     if len(unfit) > MOST_UNFIT * len(reasons):
         return (
             STORED,
-            f"{len(unfit)} of {len(reasons)} cases are cut in one plane only, the first as {unfit[0]}",
+            f"{len(unfit)} of {len(reasons)} cases are cut in one plane only, such as: {min(unfit)}",
         )
     ratio = np.median([max(mm) / min(mm) for mm in voxels_mm])
     chosen, left_out = list(STORED), []

@@ -26,6 +26,7 @@ def test_filling_leaves_what_another_run_is_writing(tmp_path: Path, monkeypatch:
     for name in ("older.npy", ".partial-1-ab.npy", ".partial-2-ab.npy"):
         (folder / name).write_bytes(b"0")
     os.utime(folder / ".partial-2-ab.npy", (time.time() - 7200,) * 2)
-    cache.fill(cast("Any", None), cast("Any", nn.Identity()), device="cpu", reporter=SilentReporter())
+    slices = SimpleNamespace(num_slices=lambda _: 3)
+    cache.fill(cast("Any", slices), cast("Any", nn.Identity()), device="cpu", reporter=SilentReporter())
     assert {path.name for path in folder.iterdir()} == {"ab.npy", ".partial-1-ab.npy"}
     assert cache.read("case", 2).shape == (2, 2, 2)
