@@ -207,6 +207,7 @@ def read_run(folder: Path, groups: Mapping[str, str]) -> dict[str, Any]:
         "configuration": manifest.configuration,
         "backbone": recipe.backbone,
         "input_size": recipe.input_size,
+        "planes": list(recipe.planes),
         "batch_size": recipe.batch_size,
         "learning_rate": recipe.learning_rate,
         "parameters": manifest.provenance.get("trained_parameters"),

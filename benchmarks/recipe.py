@@ -252,7 +252,7 @@ def table(results: dict[str, Any]) -> str:
             shown = "; ".join(f"{POINTS * m:+.1f} ({span_of(POINTS * low, POINTS * high)})" for m, low, high in pairs)
             mean = sum(c["mean_dice"] for c in same) / len(same)
             first = same[0]
-            name = title if title != PLANNED else f"{PLANNED}: {decoder_of(first)}"
+            name = (title if title != PLANNED else f"{PLANNED}: {decoder_of(first)}") + planes_of(first)
             facts = [where, first["group"], name, first["input_size"], f"{minutes:g}", len(same), f"{mean:.3f}"]
             difference = shown if title != PLANNED else ""
             lines.append(row([*facts, difference, first["steps"], first["images_per_second"]]))
@@ -262,6 +262,12 @@ def table(results: dict[str, Any]) -> str:
 def decoder_of(cell: Mapping[str, Any]) -> str:
     """What decodes, of a row's method: plans differ in it."""
     return "side path" if "side path" in cell["method"] else "SAM's decoder"
+
+
+def planes_of(cell: Mapping[str, Any]) -> str:
+    """In how many planes a row cuts slices, where they are several; older rows knew one."""
+    number = len(cell.get("planes", STORED))
+    return f", {number} planes" if number > 1 else ""
 
 
 if __name__ == "__main__":
