@@ -34,6 +34,7 @@ from samunet.preprocessing.store import CaseStore
 from samunet.training.augment import RandomMirror, SliceAugmentation
 from samunet.training.stacks import Stack, Stacks, Volumes
 
+_LOST_WORKER = "DataLoader worker (pid"
 SampleKey = tuple[int, int]
 Sample = tuple[Tensor, ...]
 
@@ -383,6 +384,9 @@ def next_batch(batches: Iterator[Sample]) -> Sample:
     """The next batch; an error of ours in a worker says what it said there, without the worker's traceback."""
     try:
         return next(batches)
+    except (EOFError, ConnectionError) as error:
+        # A process that ends while it hands over a batch is first noticed by the connection.
+        raise RuntimeError(f"{_LOST_WORKER} unknown) closed its connection: {type(error).__name__}") from None
     except SamunetError as error:
         said = error.problem.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
         raise type(error)(said) from None
@@ -390,7 +394,7 @@ def next_batch(batches: Iterator[Sample]) -> Sample:
 
 def worker_died(error: BaseException) -> bool:
     """Whether an error says that a loader process was ended from outside; torch raises it wherever the run is then."""
-    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+    return isinstance(error, RuntimeError) and _LOST_WORKER in str(error)
 
 
 def _quiet_worker(_worker: int) -> None:

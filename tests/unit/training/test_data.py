@@ -19,7 +19,15 @@ from samunet.core.labels import IGNORE_INDEX
 from samunet.core.rng import seed_sample
 from samunet.preprocessing.planes import turn
 from samunet.preprocessing.store import CaseStore
-from samunet.training.data import EndlessSampler, SliceDataset, choose_slice, make_loader, slab_places
+from samunet.training.data import (
+    EndlessSampler,
+    SliceDataset,
+    choose_slice,
+    make_loader,
+    next_batch,
+    slab_places,
+    worker_died,
+)
 from samunet.training.stacks import Stacks
 from tests.samples import DATASET, LABELS, make_plan, make_recipe, prepare
 
@@ -348,3 +356,17 @@ def test_tiles_of_a_scribbled_slice_hold_a_stroke(tmp_path: Path) -> None:
     shown = [slices[0, index][2] for index in range(40)]
     assert all((target != IGNORE_INDEX).any() for target in shown)
     assert sum(bool((target == 1).any()) for target in shown) in range(3, 25)
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError("reset")])
+def test_a_loader_that_ends_in_the_middle_of_a_batch_is_known_as_ended(error: Exception) -> None:
+    """The connection notices before torch does; another error of the loader is not taken for that."""
+
+    def batches():
+        raise error
+        yield
+
+    with pytest.raises(RuntimeError) as lost:
+        next_batch(batches())
+    assert worker_died(lost.value)
+    assert not worker_died(RuntimeError("shapes do not fit"))
