@@ -9,6 +9,7 @@ Legend: D slices of the slab, C channels, M target maps, H W in-plane store grid
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from samunet.training.augment import RandomMirror, SliceAugmentation
 from samunet.training.stacks import Stack, Stacks, Volumes
 
 _LOST_WORKER = "DataLoader worker (pid"
+_SIGNAL_SECONDS = 5.0
 SampleKey = tuple[int, int]
 Sample = tuple[Tensor, ...]
 
@@ -385,7 +387,9 @@ def next_batch(batches: Iterator[Sample]) -> Sample:
     try:
         return next(batches)
     except (EOFError, ConnectionError) as error:
-        # A process that ends while it hands over a batch is first noticed by the connection.
+        # A process that ends while it hands over a batch is first noticed by the connection. On the signal of its end
+        # torch raises wherever the run is then, so it is awaited here, where that is told from other errors.
+        time.sleep(_SIGNAL_SECONDS)
         raise RuntimeError(f"{_LOST_WORKER} unknown) closed its connection: {type(error).__name__}") from None
     except SamunetError as error:
         said = error.problem.rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

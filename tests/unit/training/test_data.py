@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -359,14 +360,38 @@ def test_tiles_of_a_scribbled_slice_hold_a_stroke(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError("reset")])
-def test_a_loader_that_ends_in_the_middle_of_a_batch_is_known_as_ended(error: Exception) -> None:
+def test_a_loader_that_ends_in_the_middle_of_a_batch_is_known_as_ended(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The connection notices before torch does; another error of the loader is not taken for that."""
 
     def batches():
         raise error
         yield
 
+    monkeypatch.setattr("samunet.training.data._SIGNAL_SECONDS", 0.0)
     with pytest.raises(RuntimeError) as lost:
         next_batch(batches())
     assert worker_died(lost.value)
     assert not worker_died(RuntimeError("shapes do not fit"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_the_signal_of_an_ended_loader_is_awaited_where_it_is_understood() -> None:
+    """What torch raises on the signal, a moment after the connection closed, comes out of the same call."""
+
+    def ended(_number: int, _frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed.")
+
+    def batches():
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        raise EOFError
+        yield
+
+    before = signal.signal(signal.SIGALRM, ended)
+    try:
+        with pytest.raises(RuntimeError, match="pid 3") as lost:
+            next_batch(batches())
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert worker_died(lost.value)
