@@ -7,8 +7,8 @@
 It gets its best chance: its plan as made, the same with small batches, and its 2d network with AdamW and small
 batches; the learning rate falls over the minutes (`benchmarks.nnunet_timed`). Folds are samunet's, which are nnU-Net's
 own. Masks are scored by samunet's evaluation, as samunet's are; nnU-Net predicts with mirrored views, as it does by
-itself. Every cell has folders of its own. Cells whose result exists are skipped, one that fails is written down as such
-and tried again next time; `--table` only prints.
+itself. Every cell has folders of its own. Cells whose result exists are skipped, one that was interrupted goes on, one
+that fails is written down as such and tried again next time; `--table` only prints.
 """
 
 from __future__ import annotations
@@ -113,12 +113,12 @@ def run_cell(data: Path, minutes: float, variant: str, shared: Path, options: ar
     """Train, predict the validation cases, score them."""
     python, chosen = options.nnunet_python, VARIANTS[variant]
     below = options.workspace / "cells" / re.sub(r"\W+", "_", name_of(data, minutes, variant, options))
-    shutil.rmtree(below, ignore_errors=True)
+    state = below / "state.pt"
     split = chosen_cases(data, options)
     plans = view(shared, below / "preprocessed" / data.name, split, chosen)
     script = Path(__file__).with_name("nnunet_timed.py")
     words = [str(python), str(script), "--dataset", data.name, "--configuration", chosen.configuration]
-    words += ["--plans", plans, "--minutes", f"{minutes:g}", "--threads", str(options.threads)]
+    words += ["--plans", plans, "--minutes", f"{minutes:g}", "--threads", str(options.threads), "--state", str(state)]
     words += ["--adamw"] * chosen.adamw + ["--cpu-clock"] * options.cpu_clock
     environment = {**nnunet_environment(data, below), "nnUNet_n_proc_DA": "0" if options.cpu_clock else "1"}
     environment["OMP_NUM_THREADS"] = str(options.threads)
@@ -136,6 +136,8 @@ def run_cell(data: Path, minutes: float, variant: str, shared: Path, options: ar
         "provenance": {k: v for k, v in describe().items() if k not in ("command", "started")},
     }
     done = subprocess.run(words, env=environment, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode >= 0:
+        state.unlink(missing_ok=True)
     if done.returncode:
         return {**facts, "failed": f"exit code {done.returncode}: {done.stdout[-500:]}"}
     found = json.loads(done.stdout.strip().splitlines()[-1])
@@ -187,6 +189,7 @@ def view(shared: Path, folder: Path, split: dict[str, list[str]], variant: Varia
     Returns:
         The name of the plans with the variant's batch size.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for entry in shared.iterdir():
         if entry.is_dir():
