@@ -32,6 +32,7 @@ from samunet.evaluation.aggregate import bootstrap_weights, group_labels, resamp
 from samunet.pipeline.provenance import describe
 
 RESULTS = Path(__file__).parent / "results"
+BEGUN_FILE = "cell.json"
 THREADS = 1
 PLANNED_THREADS = 2
 POINTS = 100
@@ -127,17 +128,19 @@ def run_table(
 
 
 def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
-    """Train, validate, measure."""
+    """Train, validate, measure; training that was interrupted under the same rules goes on."""
     below = cell_folder(workspace, cell.name)
-    shutil.rmtree(below, ignore_errors=True)
     fold = cell.fold or fold
+    is_copied = copy_model(cell, workspace, fold)
+    is_begun = not is_copied and has_begun(below, identity(cell, fold))
     preprocessed = cell.preprocessed or workspace / "preprocessed"
     folders = ["--raw", str(cell.data.parent), "--preprocessed", str(preprocessed)]
     words = ["samunet.cli.train", cell.data.name, fold, "--device", "cpu"]
-    if copy_model(cell, workspace, fold):
+    if is_copied:
         words += ["--val"]
     else:
-        words += ["--time-limit", f"{cell.minutes:g}", "--cpu-clock", "--workers", "0", "--overwrite"]
+        words += ["--time-limit", f"{cell.minutes:g}", "--cpu-clock", "--workers", "0"]
+        words += ["--c" if is_begun else "--overwrite"]
     words += [*([] if cell.mirror else ["--disable_tta"]), *cell.words, *folders, "--results", str(below)]
     print("+", " ".join(words), flush=True)
     code, used = measured([sys.executable, "-m", *words])
@@ -145,7 +148,17 @@ def run_cell(cell: Cell, workspace: Path, *, fold: str) -> dict[str, Any]:
     if code > 1 or not found:
         return {"failed": f"exit code {code}", **used}
     run = read_run(found[0].parent, load_raw_dataset(cell.data).groups or {})
-    return {**dict(cell.facts), **run, **used, **identity(cell, fold)}
+    return {**dict(cell.facts), **run, **used, **identity(cell, fold), "continued": is_begun}
+
+
+def has_begun(below: Path, run: dict[str, Any]) -> bool:
+    """Whether a cell's folder holds this very run, to go on with; whatever else is there is removed."""
+    file = below / BEGUN_FILE
+    if file.is_file() and read_json(file) == run and list(below.rglob("checkpoint_latest.safetensors")):
+        return True
+    shutil.rmtree(below, ignore_errors=True)
+    write_json(file, run)
+    return False
 
 
 def copy_model(cell: Cell, workspace: Path, fold: str) -> bool:
@@ -153,7 +166,9 @@ def copy_model(cell: Cell, workspace: Path, fold: str) -> bool:
     source = None if cell.model_of is None else cell_folder(workspace, cell.model_of)
     if source is None or not list(source.glob(f"*/*__*__*/fold_{fold}/checkpoint_final.safetensors")):
         return False
-    shutil.copytree(source, cell_folder(workspace, cell.name), ignore=shutil.ignore_patterns("validation*"))
+    below = cell_folder(workspace, cell.name)
+    shutil.rmtree(below, ignore_errors=True)
+    shutil.copytree(source, below, ignore=shutil.ignore_patterns("validation*", BEGUN_FILE))
     return True
 
 

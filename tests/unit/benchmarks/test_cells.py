@@ -73,3 +73,16 @@ def test_the_model_of_another_cell_is_scored_anew(tmp_path: Path) -> None:
     own = cells.cell_folder(tmp_path, "mirrored views") / DATA.name / "2d__auto__none" / "fold_0"
     assert (own / "checkpoint_final.safetensors").read_text() == "weights"
     assert not (own / "validation").exists()
+
+
+def test_only_the_very_run_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    """A checkpoint of the same run is gone on with; of another one, and without a checkpoint, nothing is left."""
+    folder, run = tmp_path / "cell", identity(Cell("name", DATA, 5.0, ("--weights", "none")), "0")
+    checkpoint = folder / DATA.name / "checkpoint_latest.safetensors"
+    assert not cells.has_begun(folder, run)
+    assert not cells.has_begun(folder, run)
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    assert cells.has_begun(folder, run)
+    assert not cells.has_begun(folder, {**run, "rules": "others"})
+    assert not checkpoint.exists()
