@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.cells import POINTS, RESULTS, paired, span_of, stored
 from benchmarks.methods import row
-from benchmarks.pretraining import NONE, SELF, SETUPS, SUPERVISED, SYNTHETIC
+from benchmarks.pretraining import NONE, SELF, SETUPS, SUPERVISED, SYNTHETIC, TAUGHT
 from samunet.core.files import atomic_path
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def draw_few_cases(axes: Axes) -> None:
         SUPERVISED: ("supervised on other datasets", "tab:green"),
         SELF: ("self-supervised on the dataset's images", "tab:blue"),
         SYNTHETIC: ("trained on generated images", "tab:orange"),
+        TAUGHT: ("labels further images itself", "tab:purple"),
     }
     for setup, (title, colour) in curves.items():
         line(axes, [c for c in cells if c["setup"] == setup], "num_cases", f"samunet, {title}", colour)

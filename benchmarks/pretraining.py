@@ -3,7 +3,8 @@
     python -m benchmarks.pretraining --data FOLDER/Dataset004_Hippocampus --others FOLDER/Dataset022_MouseBrain
 
 The three set-ups of the finetune-SAM study, from random weights of one backbone. Self-supervised: masked images of the
-fold's training cases, no label read. Supervised: prompts for the structures of the other datasets, whose labels are all
+fold's training cases, no label read. Self-training: the run labels the fold's other training cases itself, within its
+minutes. Supervised: prompts for the structures of the other datasets, whose labels are all
 read; none of the dataset in question. Each is pretrained once for `--pretrain-minutes`, which all subsets share and
 which do not count in the minutes of training. All set-ups train the same network for the same minutes on the same
 subset, and validate on the same cases, with mirrored views. `--synthetic FILE`, made by `benchmarks.synthetic_weights`,
@@ -29,8 +30,9 @@ from samunet.core.files import read_json
 
 TABLE = "pretraining"
 NONE, SUPERVISED, SELF = "none", "supervised", "self-supervised"
-SYNTHETIC = "synthetic"
-SETUPS = (NONE, SUPERVISED, SELF, SYNTHETIC)
+SYNTHETIC, TAUGHT = "synthetic", "self-training"
+SETUPS = (NONE, SUPERVISED, SELF, SYNTHETIC, TAUGHT)
+UNPRETRAINED = (NONE, TAUGHT)
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
         setups = [name for name in options.setups if name not in given or given[name]]
         for data in (options.data, *(options.others if SUPERVISED in setups else [])):
             plan(data, options.workspace, options.minutes)
-        files = {name: pretrained(name, options) for name in setups if name != NONE}
+        files = {name: pretrained(name, options) for name in setups if name not in UNPRETRAINED}
         run_cells(cells(setups, files, options), TABLE, options.workspace, fold=options.fold)
     file = RESULTS / f"{TABLE}.json"
     print(table(stored(file)))
@@ -98,12 +100,14 @@ def cells(setups: Sequence[str], files: dict[str, Path], options: argparse.Names
         for seed in seeds:
             for setup in setups:
                 words = ["--num-cases", str(number), "--subset-seed", str(seed)]
-                words += ["--weights", NONE if setup == NONE else str(files[setup]), "--backbone", options.backbone]
+                weights = NONE if setup in UNPRETRAINED else str(files[setup])
+                words += ["--weights", weights, "--backbone", options.backbone]
+                words += ["--unlabelled", "imagesTr"] * (setup == TAUGHT)
                 name = f"{options.data.name} fold {options.fold} {number} cases subset {seed} {options.backbone}"
                 name += f" {options.minutes:g} min, {setup}"
                 name += f" {options.pretrain_minutes:g} min" if setup in (SUPERVISED, SELF) else ""
                 facts = {"setup": setup, "num_cases": number, "subset_seed": seed, "dataset": options.data.name}
-                facts["pretraining"] = None if setup == NONE else _facts(files[setup])
+                facts["pretraining"] = None if setup in UNPRETRAINED else _facts(files[setup])
                 made.append(Cell(name, options.data, options.minutes, tuple(words), facts, mirror=True))
     return made
 

@@ -101,6 +101,7 @@ CHANGES: dict[str, Change] = {
     "one plane": Change("planes", {"planes": ["slices"]}),
     "all planes": Change("planes", {"planes": ["slices", "rows", "columns"]}),
     "mirrored views": Change("TTA", mirror=True),
+    "images without labels too": Change("self-training", words=("--unlabelled", "imagesTr")),
     "pretrained encoder": Change("pretraining", pretrained=True),
     "pretrained encoder, rate / 4": Change("pretraining", words=("--lr", "0.0005"), pretrained=True),
     "pretrained encoder, frozen": Change("pretraining", words=("--set", "encoder.train=frozen"), pretrained=True),

@@ -67,6 +67,13 @@ class CaseRecord(Schema):
         """The axis operation from file axes to canonical axes."""
         return AxisOperation(self.permutation, self.flips)
 
+    def on_store_grid(self) -> CaseRecord:
+        """The record of a case whose file is what is stored: what is restored with it lies on the store's grid."""
+        whole = self.store_shape
+        alike = {"permutation": (0, 1, 2), "flips": (False, False, False), "crop_start": (0, 0, 0)}
+        shapes = {"file_shape": whole, "canonical_shape": whole, "crop_stop": whole}
+        return self.model_copy(update={**alike, **shapes, "crop_spacing": self.store_spacing})
+
     @property
     def crop_shape(self) -> Triple:
         """Voxels after the crop, before resampling."""

@@ -101,14 +101,7 @@ def build_parser() -> CommandParser:
     schedule.add_argument("--rank", type=positive_count, help="LoRA rank")
     schedule.add_argument("--seed", type=natural_number, help="seed of initialisation and data (default 12345)")
     schedule.add_argument("--no-augmentation", action="store_true", help="train on the images as they are")
-    few = parser.add_argument_group("few labels")
-    few.add_argument(
-        "--num-cases", type=positive_count, metavar="N", help="train on N of the fold's training cases, drawn once"
-    )
-    few.add_argument(
-        "--cases", metavar="LIST", help="train on these of them: names with commas, or a file that lists them"
-    )
-    few.add_argument("--subset-seed", type=natural_number, help="seed of the draw of --num-cases (default 12345)")
+    _add_cases(parser)
     run = parser.add_argument_group("the run")
     run.add_argument(
         "--cache-embeddings",
@@ -123,6 +116,26 @@ def build_parser() -> CommandParser:
     run.add_argument("--disable_tta", action="store_true", help="no mirrored views in the final validation")
     add_workspace_flags(parser)
     return parser
+
+
+def _add_cases(parser: CommandParser) -> None:
+    """Flags that say which cases are learnt from."""
+    few = parser.add_argument_group("few labels")
+    few.add_argument(
+        "--num-cases", type=positive_count, metavar="N", help="train on N of the fold's training cases, drawn once"
+    )
+    few.add_argument(
+        "--cases", metavar="LIST", help="train on these of them: names with commas, or a file that lists them"
+    )
+    few.add_argument("--subset-seed", type=natural_number, help="seed of the draw of --num-cases (default 12345)")
+    few.add_argument(
+        "--unlabelled",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="learn from images without labels too, which the run labels itself: imagesTr (training cases of the fold "
+        "that it has no label of), imagesTs, or any folder of images",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,6 +181,7 @@ def _run(options: argparse.Namespace) -> int:
         num_cases=options.num_cases,
         cases=None if options.cases is None else read_case_list(options.cases),
         subset_seed=options.subset_seed,
+        unlabelled=tuple(options.unlabelled),
     )
     result = train(request, workspace, reporter=reporter)
     if result.report is None:

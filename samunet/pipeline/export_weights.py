@@ -112,7 +112,9 @@ def what_taught(checkpoint: Checkpoint, folder: Path, *, scope: str) -> Earlier:
         intensity_map=recipe.intensity_map.model_dump(mode="json"),
         tile_vox=recipe.tile_vox,
     )
-    return join_seen([Earlier(datasets=(own,)), before])
+    names = tuple(sorted({*cases.unlabelled} - taught))
+    looked_at = own.model_copy(update={"images": dict.fromkeys(own.images, names), "labels_read": False})
+    return join_seen([Earlier(datasets=(own, looked_at) if names else (own,)), before])
 
 
 def how_to_load(scope: str, recipe: ResolvedRecipe, name: str) -> str:

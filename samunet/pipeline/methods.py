@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from samunet.artifacts.fingerprint import Fingerprint
@@ -27,6 +27,7 @@ from samunet.models.device import device_class
 from samunet.models.weights import AUTO as AUTO_WEIGHTS
 from samunet.models.weights import pretrained_weights, supplies_decoder, weights_kind
 from samunet.pipeline.subsets import SubsetRequest, subset_tag
+from samunet.pipeline.unlabelled import unlabelled_tag
 from samunet.planners.method_recipes import automatic_recipe, changed_recipe, preset_recipe, rank_changes, with_changes
 from samunet.planners.presets import AUTO, SLAB_CONFIGURATION, Preset, get_preset, without_depth
 
@@ -55,6 +56,9 @@ class MethodRequest(SubsetRequest, Protocol):
 
     @property
     def weights(self) -> str: ...  # noqa: D102
+
+    @property
+    def unlabelled(self) -> Sequence[str]: ...  # noqa: D102
 
 
 def default_configuration(request: MethodRequest, plan: Plan) -> str:
@@ -112,7 +116,7 @@ def chosen_weights(request: MethodRequest) -> str:
 
 
 def run_label(request: MethodRequest) -> str:
-    """What tells runs apart in the results folder: the preset, what was changed, and the subset of cases.
+    """What tells runs apart in the results folder: the preset, what was changed, other images, the subset of cases.
 
     The rank counts as the changes of the preset that it stands for. Those of the plan's own method only the plan knows:
     there it counts by its own name.
@@ -127,8 +131,8 @@ def run_label(request: MethodRequest) -> str:
         changed |= rank_changes(with_changes(get_preset(request.preset).method, request.changes), request.rank)
     if request.published:
         changed["published"] = True
-    subset = subset_tag(request)
-    return "-".join([label, *([sha256_json(changed)[:6]] if changed else []), *([subset] if subset else [])])
+    tags = [sha256_json(changed)[:6] if changed else "", unlabelled_tag(request.unlabelled), subset_tag(request)]
+    return "-".join([label, *(tag for tag in tags if tag)])
 
 
 def method_recipe(

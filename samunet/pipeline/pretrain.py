@@ -33,6 +33,7 @@ from samunet.planners import peft
 from samunet.planners.batches import split_batch
 from samunet.planners.hardware import cpu_memory
 from samunet.planners.pretraining import KIND
+from samunet.preprocessing.store import CaseStore
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, load_identity, resume
 from samunet.training.clock import CLOCKS, clock_of_run, loader_workers
 from samunet.training.data import Slabs, SliceDataset, make_loader
@@ -361,7 +362,7 @@ def _samples(run: _Run, request: PretrainingRequest) -> tuple[Slabs, Objective]:
         channels = build_channel_input(configuration.channels.value, num_input_channels(plan, configuration))
         for folder, cases in source.stores:
             slices = SliceDataset(
-                folder,
+                CaseStore(folder),
                 cases,
                 plan=plan,
                 recipe=recipe,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -189,26 +189,30 @@ def read_sources(
     known: set[str] = set()
     for planned, recipe in zip(datasets, recipes, strict=True):
         left_out = _left_out(request, planned, workspace)
+        # the same files may be known by other names elsewhere
+        hidden = {path.resolve() for case in planned.dataset.training if case.name in left_out for path in case.images}
         stores = []
         for origin in request.images:
             cases = _cases(origin, planned, request, reporter)
             known |= {case.name for case in cases}
-            wanted = [case for case in cases if _is_wanted(case.name, request, left_out)]
+            wanted = [case for case in cases if _is_wanted(case, request, left_out, hidden)]
             if len(wanted) < len(cases):
                 reporter.info(f"{origin}: {len(cases) - len(wanted)} of {len(cases)} images are left out")
             stores += _stores(origin, planned, wanted, request, workspace, reporter)
         if not stores:
-            raise UsageError("no image is left to pretrain on", found=planned.plan.dataset)
+            raise UsageError("no image is left to learn from", found=planned.plan.dataset)
         sources.append(Source(planned, recipe, tuple(stores), left_out))
-    unknown = sorted({*(request.cases or ()), *request.left_out} - known)
+    elsewhere = {case.name for planned in datasets for case in planned.dataset.training}
+    unknown = sorted({*(request.cases or ())} - known | {*request.left_out} - known - elsewhere)
     if unknown:
         raise UsageError("there are no such cases", found=", ".join(unknown[:_NAMES_SHOWN]))
     return sources
 
 
-def _is_wanted(name: str, request: DataRequest, left_out: Sequence[str]) -> bool:
-    named = request.cases is None or name in request.cases
-    return named and name not in request.left_out and name not in left_out
+def _is_wanted(case: Case, request: DataRequest, left_out: Sequence[str], hidden: Collection[Path]) -> bool:
+    named = request.cases is None or case.name in request.cases
+    is_hidden = case.name in left_out or any(path.resolve() in hidden for path in case.images)
+    return named and case.name not in request.left_out and not is_hidden
 
 
 def _left_out(request: DataRequest, planned: Planned, workspace: Workspace) -> tuple[str, ...]:

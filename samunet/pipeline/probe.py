@@ -20,6 +20,7 @@ from samunet.models.weights import NONE
 from samunet.pipeline.methods import chosen_kind
 from samunet.pipeline.train import identify_run
 from samunet.pipeline.training_run import RunInputs, TrainingRequest, planned, read_inputs, run_folder
+from samunet.preprocessing.store import CaseStore
 from samunet.training.checkpointing import RunIdentity
 from samunet.training.clock import default_workers
 from samunet.training.data import Sample, SliceDataset, make_loader
@@ -89,7 +90,7 @@ def probe(request: ProbeRequest, workspace: Workspace, *, reporter: Reporter) ->
     plan, configuration = planned(training, workspace)
     identity = identify_run(training, plan, configuration, workspace, device, reporter)
     identity = replace(identity, recipe=probe_recipe(identity.recipe))
-    inputs = read_inputs(training, identity, run_folder(training, plan, configuration, workspace), workspace)
+    inputs = read_inputs(training, identity, run_folder(training, plan, configuration, workspace), workspace, reporter)
     measured = _measure(identity, inputs, request, device, reporter)
     found = _as_probe(identity, measured)
     file = workspace.probe_file(plan.dataset)
@@ -129,7 +130,7 @@ def _batches(
     """Batches as training would see them first."""
     recipe = identity.recipe
     slices = SliceDataset(
-        inputs.store,
+        CaseStore(inputs.store),
         inputs.cases.train,
         plan=plan,
         recipe=recipe,

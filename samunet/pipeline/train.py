@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,7 +52,9 @@ from samunet.pipeline.training_run import (
     resolve,
     run_folder,
 )
+from samunet.pipeline.unlabelled import refuse_unlabelled
 from samunet.planners.hardware import cpu_memory
+from samunet.preprocessing.store import CaseStore
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, load_identity, resume, save_result
 from samunet.training.clock import CLOCKS, clock_of_run, loader_workers
 from samunet.training.data import Sample, Slabs, SliceDataset, make_loader
@@ -60,10 +63,12 @@ from samunet.training.events import FoldEvents
 from samunet.training.fallback import predicted_gib
 from samunet.training.objective import Objective, SemanticObjective
 from samunet.training.prompted import PromptedDataset, PromptedObjective
+from samunet.training.self_training import LESSONS, SelfTaughtSlices
 from samunet.training.trainer import RunSettings, Trainer
 
 DEFAULT_SEED = 12345
 MAX_PLOTTED_CASES = 5
+UNLABELLED_FOLDER = "own_labels"
 
 
 @dataclass(frozen=True)
@@ -95,17 +100,17 @@ def train(request: TrainingRequest, workspace: Workspace, *, reporter: Reporter)
     if request.validate_only:
         identity = load_identity(folder, "final")
         check_validated(request, identity, folder, reporter)
-        inputs = read_inputs(request, identity, folder, workspace)
+        inputs = read_inputs(request, identity, folder, workspace, reporter)
     elif request.resume:
         begun = load_identity(folder, "latest")
         identity = continued_identity(request, begun, device, folder)
-        inputs = read_inputs(request, identity, folder, workspace)
+        inputs = read_inputs(request, identity, folder, workspace, reporter)
         _train(identity, inputs, folder, device, request, reporter, begun=begun)
     else:
         existing = _existing_files(folder, request)
         identity = identify_run(request, plan, configuration, workspace, device, reporter)
         identity = with_probed_ranks(identity, workspace, reporter)
-        inputs = read_inputs(request, identity, folder, workspace)
+        inputs = read_inputs(request, identity, folder, workspace, reporter)
         _train(identity, inputs, folder, device, request, reporter, replaced=existing)
     return TrainingResult(folder, *_validate(inputs, folder, device, request, reporter))
 
@@ -134,6 +139,7 @@ def identify_run(
             f"the plan chose its input size for {planned_minutes:g} minutes; for {request.minutes:g}, "
             f"samunet_plan_and_preprocess --minutes {request.minutes:g} may choose a smaller one that learns more"
         )
+    refuse_unlabelled(request.unlabelled, recipe, cached=request.cache_embeddings)
     file = locate_weights(chosen_weights(request), get_spec(recipe.backbone), reporter=reporter)
     return RunIdentity(
         dataset=plan.dataset,
@@ -188,9 +194,10 @@ def _train(
     clock = identity.clock or "wall"
     num_workers = loader_workers(request.num_workers, clock, device)
     settings = RunSettings(recipe, device, identity.seed, recipe.minutes, identity.patience, CLOCKS[clock])
-    events = _events(identity, inputs, folder, device, reporter)
     model = place(built.model, device)
-    samples = _samples(identity, inputs, model, device, inputs.store.parent, reporter)
+    samples = _samples(identity, inputs, model, device, folder, reporter)
+    taught = samples.dataset if isinstance(samples.dataset, SelfTaughtSlices) else None
+    events = _events(identity, inputs, folder, device, reporter, taught)
     trainer = Trainer(
         model,
         settings,
@@ -201,23 +208,36 @@ def _train(
     )
     for path in replaced:
         path.unlink()
+    if begun is None:
+        shutil.rmtree(folder / UNLABELLED_FOLDER, ignore_errors=True)
     write_json(folder / CASES_FILE, inputs.cases.to_json())
     if begun is not None:
         resume(folder, trainer)
         if is_longer_or_shorter(recipe, begun.recipe):
             trainer.prolong()
         events.restart_log(trainer.state.history)
+        if taught is not None:
+            taught.take_up(trainer.state.lessons)
         reporter.info(f"continuing at step {trainer.state.step}, {trainer.state.seconds / 60:.1f} minutes in")
     if device == "cpu" and recipe.method.trains_anything:
         trainer.economise(partial(predicted_gib, recipe, labels.num_tokens), available_gib, source)
     state = trainer.run() if recipe.method.trains_anything else trainer.state
+    if taught is not None and state.lessons < len(LESSONS):
+        reporter.warn(f"the run ended after {state.lessons} of {len(LESSONS)} lessons on images without labels")
     save_result(folder, "final", trainer, identity)
     reporter.info(
         f"trained {state.step} steps in {trainer.elapsed / 60:.1f} minutes: {checkpoint_file(folder, 'final')}"
     )
 
 
-def _events(identity: RunIdentity, inputs: RunInputs, folder: Path, device: str, reporter: Reporter) -> FoldEvents:
+def _events(
+    identity: RunIdentity,
+    inputs: RunInputs,
+    folder: Path,
+    device: str,
+    reporter: Reporter,
+    taught: SelfTaughtSlices | None,
+) -> FoldEvents:
     return FoldEvents(
         folder,
         identity,
@@ -226,6 +246,7 @@ def _events(identity: RunIdentity, inputs: RunInputs, folder: Path, device: str,
         validation=inputs.raw(inputs.cases.validation[:MAX_PLOTTED_CASES]),
         device=device,
         reporter=reporter,
+        taught=taught,
     )
 
 
@@ -242,37 +263,51 @@ def _samples(
     inputs: RunInputs,
     model: SegmentationModel,
     device: str,
-    workspace_folder: Path,
+    folder: Path,
     reporter: Reporter,
 ) -> _Samples:
     """Slabs of the training cases: as they are, with prompts for one structure each, or as cached embeddings.
+
+    Beside them those of cases that the run labels itself, where there are some.
 
     Raises:
         UsageError: If embeddings are to be cached and cannot be.
     """
     recipe, plan = identity.recipe, identity.plan
     configuration = plan.configuration(identity.configuration)
-    slices = SliceDataset(
-        inputs.store,
-        inputs.cases.train,
+    make = partial(
+        SliceDataset,
         plan=plan,
         recipe=recipe,
         context=configuration.context_slices.value,
         seed=identity.seed,
         augment=recipe.augmentation.enabled,
     )
+    slices = make(CaseStore(inputs.store), inputs.cases.train)
     if identity.provenance[CACHED]:
         reason = why_not(recipe, configuration, slices.records)
         if reason is not None:
             raise refuse(reason)
-        cache = EmbeddingCache(workspace_folder, embedding_facts(identity, inputs.store), slices.records)
+        cache = EmbeddingCache(inputs.store.parent, embedding_facts(identity, inputs.store), slices.records)
         cache.fill(slices, model, device=device, reporter=reporter)
-        objective = EmbeddingObjective(recipe, has_regions=plan.label_spec.has_regions, device=device)
-        return _Samples(EmbeddedSlices(slices, cache), objective)
+        embedded = EmbeddingObjective(recipe, has_regions=plan.label_spec.has_regions, device=device)
+        return _Samples(EmbeddedSlices(slices, cache), embedded)
     if recipe.method.promptable:
         prompted = PromptedDataset(slices, labels=plan.label_spec, prompts=recipe.method.prompts, seed=identity.seed)
         return _Samples(prompted, PromptedObjective(recipe, device=device))
-    return _Samples(slices, SemanticObjective(recipe, has_regions=plan.label_spec.has_regions, device=device))
+    objective = SemanticObjective(recipe, has_regions=plan.label_spec.has_regions, device=device)
+    if not inputs.unlabelled:
+        return _Samples(slices, objective)
+    taught = SelfTaughtSlices(
+        slices,
+        inputs.unlabelled,
+        make=make,
+        folder=folder / UNLABELLED_FOLDER,
+        labels=plan.label_spec,
+        seed=identity.seed,
+        reporter=reporter,
+    )
+    return _Samples(taught, objective)
 
 
 def embedding_facts(identity: RunIdentity, store: Path) -> dict[str, Any]:
@@ -308,13 +343,14 @@ def _announce(identity: RunIdentity, inputs: RunInputs, device: str, reporter: R
     recipe = identity.recipe
     unit = "minutes of this process's CPU time" if identity.clock == "processor" else "minutes"
     limit = f"{recipe.minutes:g} {unit}" if recipe.minutes is not None else f"{recipe.epochs} epochs"
+    unlabelled = f" with {number} without labels" if (number := len(inputs.unlabelled)) else ""
     planes = "" if recipe.planes == STORED else f" across {' and '.join(recipe.planes)}"
     reporter.info(
         f"{identity.dataset} {identity.configuration}, fold {identity.fold}: {recipe.backbone} at "
         f"{recipe.input_size} px on tiles of {recipe.tile_vox} voxels{planes}, {identity.base.kind} weights, "
         f"{summarise(recipe.method)}, {recipe.batch_size} slices a step, "
         f"learning rate {recipe.learning_rate:g}, {limit} on {device}; "
-        f"{len(inputs.cases.train)} cases train, {len(inputs.cases.monitor)} monitor, "
+        f"{len(inputs.cases.train)} cases train{unlabelled}, {len(inputs.cases.monitor)} monitor, "
         f"{len(inputs.cases.validation)} validate"
     )
     cases = inputs.cases

@@ -20,11 +20,14 @@ from samunet.datasets.splits import Split, cases_of_fold, load_or_make_splits, m
 from samunet.models.device import usable_precision
 from samunet.models.weights import AUTO
 from samunet.pipeline.methods import chosen_kind, default_configuration, method_recipe, run_label
+from samunet.pipeline.pretrain_data import Planned
 from samunet.pipeline.pretrained import labels_read
 from samunet.pipeline.stores import check_planned_around, open_store
 from samunet.pipeline.subsets import check_subset, choose_subset, recipe_for_subset, subset_tag
+from samunet.pipeline.unlabelled import as_recorded, unlabelled_cases
 from samunet.planners.batches import split_batch
 from samunet.planners.presets import AUTO as AUTO_PRESET
+from samunet.preprocessing.store import CaseStore
 from samunet.training.checkpointing import RunIdentity, checkpoint_file
 
 CASES_FILE = "cases.json"
@@ -63,6 +66,8 @@ class TrainingRequest:
         num_cases: Train on so many of the fold's training cases, drawn once.
         cases: Train on these of them.
         subset_seed: Of that draw (12345).
+        unlabelled: Images without labels to learn from too: "imagesTr" (of the fold's training cases those that the
+            run has no label of), "imagesTs", or folders.
     """
 
     dataset: str
@@ -93,6 +98,7 @@ class TrainingRequest:
     num_cases: int | None = None
     cases: tuple[str, ...] | None = None
     subset_seed: int | None = None
+    unlabelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class RunCases:
         validation: Cases of the fold.
         subset: What the first two are limited to; None for all training cases of the fold.
         labels_seen: Validation cases with whose labels the weights that the run starts from were taught.
+        unlabelled: Cases without labels that are learnt from too.
     """
 
     train: tuple[str, ...]
@@ -112,6 +119,7 @@ class RunCases:
     validation: tuple[str, ...]
     subset: Subset | None = None
     labels_seen: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -121,7 +129,8 @@ class RunCases:
     def to_json(self) -> dict[str, Any]:
         """As written into the run's folder."""
         parts = {"train": list(self.train), "monitor": list(self.monitor), "validation": list(self.validation)}
-        parts |= {"labels_seen": list(self.labels_seen)} if self.labels_seen else {}
+        for part in ("labels_seen", "unlabelled"):
+            parts |= {part: list(names)} if (names := getattr(self, part)) else {}
         return parts if self.subset is None else parts | {"subset": self.subset.model_dump(mode="json")}
 
     @classmethod
@@ -141,11 +150,13 @@ class RunInputs:
         dataset: Raw images and labels.
         store: Folder of preprocessed slices.
         cases: Their parts in the run.
+        unlabelled: Case without labels to the store that holds its voxels.
     """
 
     dataset: RawDataset
     store: Path
     cases: RunCases
+    unlabelled: Mapping[str, CaseStore] = field(default_factory=dict)
 
     def raw(self, names: Sequence[str]) -> list[Case]:
         """Raw cases by name.
@@ -205,7 +216,9 @@ def run_folder(request: TrainingRequest, plan: Plan, configuration: str, workspa
     return fold_folder(workspace.model_folder(plan.dataset, configuration, run_label(request), kind), request.fold)
 
 
-def read_inputs(request: TrainingRequest, identity: RunIdentity, folder: Path, workspace: Workspace) -> RunInputs:
+def read_inputs(
+    request: TrainingRequest, identity: RunIdentity, folder: Path, workspace: Workspace, reporter: Reporter
+) -> RunInputs:
     """The data of a run: drawn anew for a fresh one, as recorded for one that is continued or validated.
 
     Raises:
@@ -224,7 +237,28 @@ def read_inputs(request: TrainingRequest, identity: RunIdentity, folder: Path, w
     cases = replace(cases, labels_seen=tuple(sorted({*cases.labels_seen, *taught})))
     wanted = {*cases.train, *cases.monitor, *cases.validation}
     store = open_store(identity.plan, identity.configuration, dataset, workspace, cases=wanted)
-    return RunInputs(dataset, store.folder, cases)
+    if request.validate_only:
+        return RunInputs(dataset, store.folder, cases)
+    unlabelled = _unlabelled(request, identity, cases, dataset, workspace, reporter) if request.unlabelled else {}
+    if request.resume and recorded.is_file():
+        return RunInputs(dataset, store.folder, cases, as_recorded(unlabelled, cases.unlabelled, reporter))
+    return RunInputs(dataset, store.folder, replace(cases, unlabelled=tuple(sorted(unlabelled))), unlabelled)
+
+
+def _unlabelled(
+    request: TrainingRequest,
+    identity: RunIdentity,
+    cases: RunCases,
+    dataset: RawDataset,
+    workspace: Workspace,
+    reporter: Reporter,
+) -> dict[str, CaseStore]:
+    """Images to learn from without labels: of imagesTr none but training cases that the run has no label of."""
+    plan = identity.plan
+    learnt = set(_fold(request, plan, dataset, workspace)[0].train) - set(cases.trained)
+    others = [case.name for case in dataset.training if case.name not in {*learnt, *plan.left_out}]
+    planned = Planned(dataset, plan, identity.configuration)
+    return unlabelled_cases(request.unlabelled, others, planned, identity.recipe, request.fold, workspace, reporter)
 
 
 def _draw_cases(request: TrainingRequest, identity: RunIdentity, dataset: RawDataset, workspace: Workspace) -> RunCases:

@@ -7,11 +7,11 @@ A store folder holds ``store.json`` (what its voxels depend on) and per case ``d
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,7 @@ class CaseStore:
 
     def names(self) -> list[str]:
         """Names of the finished cases, sorted."""
-        return sorted(path.name.removesuffix(".json") for path in (self.folder / "records").glob("[!.]*.json"))
+        return _finished(self.folder)
 
     def record(self, name: str) -> CaseRecord:
         """How a case was made.
@@ -139,6 +139,56 @@ class CaseStore:
         labels_file = _labels_file(self.folder, name)
         labels = _open_array(labels_file, name) if labels_file.is_file() else None
         return OpenCase(_open_array(_data_file(self.folder, name), name), labels, record)
+
+
+class CaseReader(Protocol):
+    """What gives preprocessed cases by name."""
+
+    def record(self, name: str) -> CaseRecord:
+        """How a case was made."""
+
+    def open(self, name: str) -> OpenCase:
+        """Open a case for reading slices, in the process that reads it."""
+
+
+class RelabelledCases:
+    """Cases of stores with other labels than these hold, kept in folders of their own.
+
+    Args:
+        folders: Of the labels; of a case that is in several, those in the last one count.
+        sources: Case to the store that holds its voxels; labels there are never read.
+    """
+
+    def __init__(self, folders: Sequence[Path], sources: Mapping[str, CaseStore]) -> None:
+        self._sources = sources
+        self._folders = {name: folder for folder in folders for name in _finished(folder) if name in sources}
+
+    def names(self) -> list[str]:
+        """Names of the cases that have labels made for the image as it is stored now, sorted."""
+        return sorted(name for name in self._folders if self._is_of_image(name))
+
+    def record(self, name: str) -> CaseRecord:
+        """How a case was made, with the slices that hold structures by the labels here."""
+        return load_schema(CaseRecord, _record_file(self._folders[name], name))
+
+    def open(self, name: str) -> OpenCase:
+        """Open a case for reading slices: voxels as stored, labels from here.
+
+        Raises:
+            StoreError: If a file is missing or damaged.
+        """
+        voxels = self._sources[name].open(name).data
+        return OpenCase(voxels, _open_array(_labels_file(self._folders[name], name), name), self.record(name))
+
+    def _is_of_image(self, name: str) -> bool:
+        there, here = self._sources[name].record(name), self.record(name)
+        return (there.source_sha256, there.store_shape) == (here.source_sha256, here.store_shape)
+
+
+def write_labels_of(folder: Path, labels: NDArray[np.int16], record: CaseRecord) -> None:
+    """Write labels (S, H, W) for :class:`RelabelledCases`, then the record that says what their slices hold."""
+    _write_array(_labels_file(folder, record.name), labels)
+    save_schema(record, _record_file(folder, record.name))
 
 
 def create_store(folder: Path, spec: Mapping[str, Any]) -> CaseStore:
@@ -179,6 +229,11 @@ def remove_leftovers(folder: Path) -> None:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                 path.unlink()
+
+
+def _finished(folder: Path) -> list[str]:
+    """Names of the cases that have a record, sorted."""
+    return sorted(path.name.removesuffix(".json") for path in (folder / "records").glob("[!.]*.json"))
 
 
 def _check_header(folder: Path, spec: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from samunet.artifacts.plan import Plan, ResolvedRecipe
 from samunet.artifacts.store import CaseRecord
-from samunet.core.errors import ConfigError, SamunetError
+from samunet.core.errors import ConfigError, SamunetError, TrainingError
 from samunet.core.labels import IGNORE_INDEX, LabelSpec
 from samunet.core.rng import seed_sample
 from samunet.inference.encode import scale_slice
@@ -31,7 +30,7 @@ from samunet.inference.sliding import gather_channels
 from samunet.inference.tta import mirror_axes
 from samunet.preprocessing.planes import planes_of
 from samunet.preprocessing.slicing import cut_tile, tile_starts
-from samunet.preprocessing.store import CaseStore
+from samunet.preprocessing.store import CaseReader
 from samunet.training.augment import RandomMirror, SliceAugmentation
 from samunet.training.stacks import Stack, Stacks, Volumes
 
@@ -107,7 +106,7 @@ class SliceDataset(Dataset[Sample]):
     """Augmented tiles of training slabs, addressed by (epoch, index).
 
     Args:
-        store_folder: Folder of the store.
+        store: Gives the cases.
         cases: Training cases.
         plan: Labels and mirror axes.
         recipe: Tile, slab depth, foreground fraction, rotation and scaling.
@@ -122,7 +121,7 @@ class SliceDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        store_folder: Path,
+        store: CaseReader,
         cases: Sequence[str],
         *,
         plan: Plan,
@@ -132,7 +131,7 @@ class SliceDataset(Dataset[Sample]):
         augment: bool = True,
         read_labels: bool = True,
     ) -> None:
-        self._store = CaseStore(store_folder)
+        self._store = store
         self._read_labels = read_labels
         self._records = {name: record for name in cases if (record := self._record(name)).valid_slices}
         self._labels: LabelSpec = plan.label_spec
@@ -399,6 +398,20 @@ def next_batch(batches: Iterator[Sample]) -> Sample:
 def worker_died(error: BaseException) -> bool:
     """Whether an error says that a loader process was ended from outside; torch raises it wherever the run is then."""
     return isinstance(error, RuntimeError) and _LOST_WORKER in str(error)
+
+
+def loader_lost(found: str, *, saved_step: int) -> TrainingError:
+    """The error of a run whose loader process died, for the user.
+
+    Args:
+        found: What torch says.
+        saved_step: Of the last checkpoint.
+    """
+    return TrainingError(
+        "the system ended a loader process, most likely because memory ran out",
+        found=found.split("\n")[0],
+        todo=f"close other programs and go on from step {saved_step} with --c; fewer --workers take less",
+    )
 
 
 def _quiet_worker(_worker: int) -> None:

@@ -14,6 +14,7 @@ from samunet.inference.predictor import Predictor
 from samunet.preprocessing.store import remove_leftovers
 from samunet.training.checkpointing import RunIdentity, save_result, save_resumable
 from samunet.training.progress import ProgressPicture, RunLog
+from samunet.training.self_training import LESSONS, SelfTaughtSlices
 from samunet.training.trainer import Trainer
 from samunet.training.validation import VolumeEvaluator
 
@@ -31,6 +32,7 @@ class FoldEvents:
         validation: Cases of the fold that are only plotted.
         device: Where the model is.
         reporter: Told where memory runs out while evaluating.
+        taught: Samples of images without labels too, which the run labels itself.
     """
 
     def __init__(
@@ -43,11 +45,12 @@ class FoldEvents:
         validation: Sequence[Case],
         device: str,
         reporter: Reporter,
+        taught: SelfTaughtSlices | None = None,
     ) -> None:
         labels = identity.plan.label_spec
         self._folder, self._identity, self._device = folder, identity, device
         self._log, self._picture = RunLog(folder / LOG_FILE), ProgressPicture(folder / PICTURE_FILE)
-        self._reporter = reporter
+        self._reporter, self._taught = reporter, taught
         self._batch_size: int | None = None
         oracle = oracle_settings(identity.plan, identity.recipe, seed=identity.seed)
         self._sets = {
@@ -65,10 +68,7 @@ class FoldEvents:
         How many cases that is stays the same for the whole run, continued or not: scores are compared with each other.
         """
         share = None if seconds is None else seconds / len(self._sets)
-        member = Member(trainer.model, self._identity.manifest(), self._identity.plan)
-        predictor = Predictor(
-            [member], device=self._device, mirror=False, batch_size=self._batch_size, reporter=self._reporter
-        )
+        predictor = self._predictor(trainer)
         clock = trainer.settings.clock
         scores, limits = {}, trainer.state.evaluated_cases
         try:
@@ -80,6 +80,26 @@ class FoldEvents:
         finally:
             self._batch_size = predictor.batch_size
         return scores
+
+    def is_lesson_due(self, trainer: Trainer) -> bool:
+        """Whether the run has come to the next lesson on images without labels."""
+        taken = trainer.state.lessons
+        return self._taught is not None and taken < len(LESSONS) and trainer.progress >= LESSONS[taken]
+
+    def teach(self, trainer: Trainer, seconds: float | None) -> None:
+        """Label these images, without mirrored views, for about so many seconds; the samples that follow hold them."""
+        assert self._taught is not None
+        predictor = self._predictor(trainer)
+        try:
+            self._taught.teach(predictor, trainer.state.lessons, seconds=seconds, clock=trainer.settings.clock)
+        finally:
+            self._batch_size = predictor.batch_size
+
+    def _predictor(self, trainer: Trainer) -> Predictor:
+        member = Member(trainer.model, self._identity.manifest(), self._identity.plan)
+        return Predictor(
+            [member], device=self._device, mirror=False, batch_size=self._batch_size, reporter=self._reporter
+        )
 
     def save(self, name: str, trainer: Trainer) -> None:
         """Write "latest" (to continue from) or "best" (the averaged weights, as they were evaluated)."""

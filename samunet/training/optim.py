@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ class MovingAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
+        self._model = model
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._decay = decay
         self._updates = 0
@@ -76,6 +78,17 @@ class MovingAverage:
             kept = live.detach().clone()
             live.copy_(shadow)
             shadow.copy_(kept)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model with the averaged weights, to evaluate; afterwards it trains on with its own."""
+        self.swap()
+        self._model.eval()
+        try:
+            yield
+        finally:
+            self.swap()
+            self._model.train()
 
     def state(self) -> dict[str, Tensor]:
         """The averaged tensors and the number of updates, for a checkpoint."""

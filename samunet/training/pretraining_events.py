@@ -52,6 +52,13 @@ class PretrainingEvents:
             self._reconstruction = reconstruction(self._objective, trainer.model, batch)
         return {}
 
+    def is_lesson_due(self, trainer: Trainer) -> bool:
+        """Never: no label is predicted."""
+        return False
+
+    def teach(self, trainer: Trainer, seconds: float | None) -> None:
+        """Nothing."""
+
     def save(self, name: str, trainer: Trainer) -> None:
         """Write "latest", to continue from; nothing is ever best."""
         if name == "latest":

@@ -23,6 +23,7 @@ class RunState:
         checkpointing: Whether blocks are recomputed since memory ran out; None: as planned.
         epoch_loss: Sum of the losses of the steps since the last row.
         epoch_steps: How many these are.
+        lessons: How many times images without labels were labelled.
         evaluated_cases: How many cases of each set are evaluated in a run whose time is limited, once measured.
     """
 
@@ -37,6 +38,7 @@ class RunState:
     checkpointing: bool | None = None
     epoch_loss: float = 0.0
     epoch_steps: int = 0
+    lessons: int = 0
     evaluated_cases: dict[str, int] = field(default_factory=dict)
 
     def epochs_without_better(self) -> int:

@@ -14,7 +14,7 @@ from samunet.artifacts.plan_parts import Across
 from samunet.artifacts.store import CaseRecord
 from samunet.core.labels import LabelSpec
 from samunet.preprocessing.planes import occupied_slices, turn, turned
-from samunet.preprocessing.store import CaseStore, OpenCase
+from samunet.preprocessing.store import CaseReader, OpenCase
 
 HELD_BYTES = 2**28
 Voxels = tuple[Any, Any]
@@ -50,7 +50,7 @@ class Volumes:
         with_labels: Whether labels are read.
     """
 
-    def __init__(self, store: CaseStore, *, with_labels: bool) -> None:
+    def __init__(self, store: CaseReader, *, with_labels: bool) -> None:
         self._store, self._with_labels = store, with_labels
         self._open: dict[str, OpenCase] = {}
         self._held: OrderedDict[str, Voxels] = OrderedDict()

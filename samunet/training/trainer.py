@@ -18,7 +18,7 @@ from samunet.core.errors import OutOfMemoryError, TrainingError
 from samunet.core.log import Reporter
 from samunet.models.device import ran_out, release_memory
 from samunet.models.segmentation import SegmentationModel
-from samunet.training.data import Sample, next_batch, worker_died
+from samunet.training.data import Sample, loader_lost, next_batch, worker_died
 from samunet.training.fallback import Footprint, Volatile, in_advance, ladder_of
 from samunet.training.gradients import accumulate
 from samunet.training.objective import Objective
@@ -29,7 +29,7 @@ from samunet.training.tolerance import Attempts
 MAX_GRADIENT_NORM = 1.0
 NUM_MILESTONES = 10
 SAVE_EVERY_SECONDS = 120.0
-EVALUATION_SHARE = 0.04
+EVALUATION_SHARE, LESSON_SHARE = 0.04, 0.05
 # Where torch has one kernel for a whole AdamW step: of a small model's step it saves about a tenth.
 FUSED_ON = ("cpu", "cuda")
 
@@ -78,6 +78,12 @@ class RunEvents(Protocol):
             trainer: Holds the weights.
             seconds: About how long it may take; None: as long as it takes.
         """
+
+    def is_lesson_due(self, trainer: Trainer) -> bool:
+        """Whether images without labels are to be labelled now."""
+
+    def teach(self, trainer: Trainer, seconds: float | None) -> None:
+        """Label them with the current weights, for the loader to give; arguments as for :meth:`evaluate`."""
 
     def save(self, name: str, trainer: Trainer) -> None:
         """Write a checkpoint of the current weights."""
@@ -209,15 +215,19 @@ class Trainer:
         if self.state.step == 0:
             torch.manual_seed(self.settings.seed)
             self._save("latest")
-        batches: Iterator[Sample] = iter(self._make_loader(self.state.step * self.settings.samples_per_step))
+        batches = self._batches()
         try:
             while not self.state.finished and self.progress < 1:
+                if self.state.step % self.settings.recipe.iterations == 0 and self._events.is_lesson_due(self):
+                    del batches  # with its processes
+                    self._take_lesson()
+                    batches = self._batches()
                 self._after_epoch(self._epoch(batches))
         except (RuntimeError, MemoryError) as error:
             if ran_out(error):
                 raise self._out_of_memory(str(error)) from None
             if worker_died(error):
-                raise self._loader_lost(str(error)) from None
+                raise loader_lost(str(error), saved_step=self._saved_step) from None
             raise
         if not self.state.finished:
             self.state.finished = True
@@ -225,6 +235,10 @@ class Trainer:
         self.average.swap()
         self.model.eval()
         return self.state
+
+    def _batches(self) -> Iterator[Sample]:
+        """Those that follow the steps taken."""
+        return iter(self._make_loader(self.state.step * self.settings.samples_per_step))
 
     def _epoch(self, batches: Iterator[Sample]) -> dict[str, Any]:
         """Optimize until the next epoch boundary or the end of the time; returns its log row."""
@@ -344,13 +358,6 @@ class Trainer:
             todo=f"{other} and go on from step {self._saved_step} with --c, or start again with a smaller --batch-size",
         )
 
-    def _loader_lost(self, found: str) -> TrainingError:
-        return TrainingError(
-            "the system ended a loader process, most likely because memory ran out",
-            found=found.split("\n")[0],
-            todo=f"close other programs and go on from step {self._saved_step} with --c; fewer --workers take less",
-        )
-
     def _after_epoch(self, row: dict[str, Any]) -> None:
         """Evaluate at milestones, remember the best, stop on patience, save, log."""
         due, is_best = int(self.progress * NUM_MILESTONES), False
@@ -396,28 +403,25 @@ class Trainer:
     def _evaluate(self) -> dict[str, float | None] | None:
         """Scores of the averaged weights; None where memory does not suffice, which stops no training."""
         began = self._now()
-        limit = self.settings.minutes
-        scores, found = None, ""
-        self.average.swap()
-        self.model.eval()
-        try:
-            scores = self._events.evaluate(self, None if limit is None else EVALUATION_SHARE * 60 * limit)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
-                raise
-            found = str(error).split("\n")[0]
-        except OutOfMemoryError as error:
-            found = error.found or error.problem
-        finally:
-            self.average.swap()
-            self.model.train()
-        if scores is None:
-            release_memory()
-            self._reporter.warn(
-                f"memory ran out while evaluating after step {self.state.step} ({found}): skipped; training goes on"
+        seconds = self._share(EVALUATION_SHARE)
+        with self.average.in_place():
+            scores = self._attempts.in_memory(
+                f"evaluating after step {self.state.step}", lambda: self._events.evaluate(self, seconds)
             )
         self._evaluation_seconds, self._evaluated_at = self._now() - began, self.elapsed
         return scores
+
+    def _take_lesson(self) -> None:
+        """Label images without labels with the averaged weights; what the loader gives from now on holds them."""
+        self.state.lessons += 1
+        seconds, what = self._share(LESSON_SHARE), f"labelling images after step {self.state.step}"
+        with self.average.in_place():
+            self._attempts.in_memory(what, lambda: self._events.teach(self, seconds))
+        self._save("latest")
+
+    def _share(self, share: float) -> float | None:
+        """Seconds of a share of a run that is limited by time."""
+        return None if self.settings.minutes is None else share * 60 * self.settings.minutes
 
     def _save_is_due(self) -> bool:
         return self._now() - self._saved > SAVE_EVERY_SECONDS

@@ -109,6 +109,53 @@ def test_cases_are_named_and_wrong_words_are_refused(planned: Path, capsys: pyte
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_images_without_labels_are_learnt_from_and_validation_cases_are_not(
+    planned: Path, capsys: pytest.CaptureFixture[str]
+):
+    """--unlabelled imagesTr takes the fold's other training cases and their labels from the run, never from disk."""
+    before = {file: file.read_bytes() for file in (planned / "raw").rglob("*.nii.gz")}
+    flags = ["--num-cases", "2", "--unlabelled", "imagesTr"]
+    assert run(planned, *flags, "--epochs", "4", "--lr", "0.01") == 0
+    said = capsys.readouterr().out
+    assert "6 without labels" in said
+    assert said.count("of 6 images without labels") == 2
+    recorded = {name.split("__")[1]: cases for name, cases in runs(planned).items()}["auto-unlabelled-n2"]
+    split = read_json(planned / "preprocessed" / DATASET / "splits_final.json")[0]
+    assert sorted([*recorded["unlabelled"], *recorded["train"]]) == sorted(split["train"])
+    made = sorted((planned / "results").rglob("own_labels/lesson_*/labels/*.b2nd"))
+    assert {file.stem for file in made} <= set(recorded["unlabelled"])
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_images_of_other_folders_are_learnt_from(planned: Path, capsys: pytest.CaptureFixture[str]):
+    """Images of imagesTs and a folder are preprocessed first, without labels; such a run has its own folder."""
+    folder = planned / "more"
+    folder.mkdir()
+    write_image(folder / "new_0000.nii.gz", make_case(77)[0])
+    assert run(planned, "--num-cases", "2", "--unlabelled", "imagesTs", str(folder)) == 0
+    assert "3 without labels" in capsys.readouterr().out
+    (recorded,) = [cases for name, cases in runs(planned).items() if "-unlabelled" in name and "new" in str(cases)]
+    assert recorded["unlabelled"] == ["case_10", "case_11", "new"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--unlabelled", "imagesTr"], "no image is left to learn from"),
+        (["--unlabelled", "nowhere"], "nowhere"),
+        (["--num-cases", "2", "--unlabelled", "imagesTr", "--set", "prompts.kind=box"], "nothing points at"),
+    ],
+)
+def test_images_that_cannot_be_learnt_from_are_refused(
+    planned: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+):
+    """Where none is left, where there is no folder, and where a run could not label them: one message."""
+    assert run(planned, *flags, "--overwrite") == 2
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert "Traceback" not in errors
+
+
 def scribbled(labels: np.ndarray, seed: int) -> np.ndarray:
     """Everything ignored but one stroke of background and one within each structure, on every second slice."""
     rng = np.random.default_rng(seed)
@@ -174,6 +221,6 @@ def test_slices_without_a_stroke_are_never_drawn(tmp_path: Path):
     from samunet.artifacts.plan import resolve_recipe
 
     recipe = resolve_recipe(plan.configuration("2d"), "none", "cpu")
-    slices = SliceDataset(store, ["case_0"], plan=plan, recipe=recipe, context=0, seed=1, augment=False)
+    slices = SliceDataset(CaseStore(store), ["case_0"], plan=plan, recipe=recipe, context=0, seed=1, augment=False)
     known = [(slices[0, index][2] >= 0).any() for index in range(100)]
     assert all(known)

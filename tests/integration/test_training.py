@@ -21,11 +21,14 @@ from samunet.core.errors import CheckpointError, SamunetError, TrainingError, Us
 from samunet.core.files import write_json
 from samunet.core.log import SilentReporter
 from samunet.imageio import read_labels, write_image, write_labels
+from samunet.inference.predictor import Predictor
+from samunet.inference.restore import Restored
 from samunet.pipeline.train import TrainingResult, train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, save_resumable
 from samunet.training.data import SliceDataset
 from samunet.training.objective import SemanticObjective
+from samunet.training.self_training import LESSONS, SelfTaughtSlices
 from samunet.training.trainer import Trainer
 from samunet.training.validation import VolumeEvaluator
 from tests.samples import DATASET, install, make_case, make_plan, make_recipe, prepare
@@ -109,6 +112,40 @@ def test_a_run_that_draws_random_numbers_continues_to_the_same_result(
     with interrupted(monkeypatch, after=4):
         run(workspace, epochs=3, overwrite=True)
     assert_equal(tensors(run(workspace, resume=True, seed=None)), expected)
+
+
+def test_a_run_that_labels_images_itself_continues_to_the_same_result(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped between its lessons or within one, it goes on with the labels of the first; they change the result."""
+    predicted = Predictor.predict_preprocessed
+
+    def bold(self: Predictor, *args: object, **options: object) -> Restored:
+        found = predicted(self, *args, **options)  # type: ignore[arg-type]
+        found.labels[:2] = 1  # after so few steps it may find nothing by itself
+        return found
+
+    def killed(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "predict_preprocessed", bold)
+    wanted = {"epochs": 4, "unlabelled": ("imagesTs",)}
+    whole = run(workspace, **wanted)
+    expected = tensors(whole)
+    latest = checkpoint_file(whole.folder, "latest")
+    assert read_checkpoint(latest).manifest.state["lessons"] == len(LESSONS)
+    with interrupted(monkeypatch, after=7):
+        run(workspace, **wanted, overwrite=True)
+    assert read_checkpoint(latest).manifest.state["lessons"] == 1
+    assert_equal(tensors(run(workspace, **wanted, resume=True, seed=None)), expected)
+    with monkeypatch.context() as patched:
+        patched.setattr("samunet.training.trainer.SAVE_EVERY_SECONDS", 0.0)
+        patched.setattr(SelfTaughtSlices, "teach", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(workspace, **wanted, overwrite=True)
+    assert_equal(tensors(run(workspace, **wanted, resume=True, seed=None)), expected)
+    alone = tensors(run(workspace, epochs=4))
+    assert any(not torch.equal(alone[name], expected[name]) for name in expected)
 
 
 def test_every_kind_of_input_trains_and_predicts(tmp_path: Path):

@@ -62,7 +62,7 @@ def make_dataset(
     )
     recipe = replace(resolve_recipe(changed.configuration("2d"), "none", "cpu"), slab_depth=depth, planes=planes)
     settings = {"context": context, "seed": seed, "augment": augment, "read_labels": read_labels}
-    return SliceDataset(store, CASES, plan=plan, recipe=recipe, **settings)
+    return SliceDataset(CaseStore(store), CASES, plan=plan, recipe=recipe, **settings)
 
 
 def slices_shown(prepared: tuple[Plan, Path], image: np.ndarray) -> list[tuple[str, int]]:
@@ -257,8 +257,8 @@ def test_regions_are_target_maps_of_every_slice(prepared):
     plan, store = prepared
     regions = make_plan(labels={"background": 0, "ball": [1, 2], "cube": 2}, regions_class_order=(1, 2))
     recipe = replace(resolve_recipe(regions.configuration("2d"), "none", "cpu"), slab_depth=2)
-    plain = SliceDataset(store, CASES, plan=plan, recipe=recipe, context=0, seed=1, augment=False)
-    overlapping = SliceDataset(store, CASES, plan=regions, recipe=recipe, context=0, seed=1, augment=False)
+    plain = SliceDataset(CaseStore(store), CASES, plan=plan, recipe=recipe, context=0, seed=1, augment=False)
+    overlapping = SliceDataset(CaseStore(store), CASES, plan=regions, recipe=recipe, context=0, seed=1, augment=False)
     shown = 0
     for index in range(5):
         classes, maps = plain[(0, index)][2], overlapping[(0, index)][2]
@@ -343,7 +343,7 @@ def test_tiles_of_a_scribbled_slice_hold_a_stroke(tmp_path: Path) -> None:
     scribbled = make_plan(labels={**LABELS, "ignore": 3})
     recipe = resolve_recipe(scribbled.configuration("2d"), "none", "cpu")
     recipe = replace(recipe, tile_vox=8, foreground_fraction=0.0)
-    slices = SliceDataset(store, ["case_0"], plan=scribbled, recipe=recipe, context=0, seed=1, augment=False)
+    slices = SliceDataset(CaseStore(store), ["case_0"], plan=scribbled, recipe=recipe, context=0, seed=1, augment=False)
     read = slices._read
 
     def strokes(stacks: Stacks, case: str, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
