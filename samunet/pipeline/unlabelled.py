@@ -64,8 +64,6 @@ def unlabelled_cases(
     Raises:
         UsageError: If no image is left.
     """
-    if not unlabelled:
-        return {}
     images = _Images(
         datasets=(planned.plan.dataset,),
         configuration=planned.configuration,
