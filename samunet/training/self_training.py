@@ -10,7 +10,7 @@ segmentation); augmented samples from labels made without augmentation as in Noi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +88,7 @@ class SelfTaughtSlices(Dataset[Sample]):
             self._samples = Mixture((self._labelled, self._make(store, names)), (share, 1 - share), seed=self._seed)
 
     def teach(self, predictor: Predictor, lesson: int, *, seconds: float | None, clock: Callable[[], float]) -> None:
-        """Label cases that no lesson has labelled yet, then the others anew; where nothing is found nothing is learnt.
+        """Label cases, the same first in every lesson; where nothing is found nothing is learnt.
 
         Args:
             predictor: Of the averaged weights.
@@ -98,7 +98,7 @@ class SelfTaughtSlices(Dataset[Sample]):
         """
         folder, began, empty, made = self._lesson_folder(lesson), clock(), 0, 0
         shutil.rmtree(folder, ignore_errors=True)
-        names = self._in_order(known=self._store(lesson - 1).names())
+        names = self._in_order()
         for name in names:
             if seconds is not None and clock() - began > seconds:
                 break
@@ -120,11 +120,10 @@ class SelfTaughtSlices(Dataset[Sample]):
         self._reporter.info(f"labelled {made} of {len(names)} images without labels to learn from{nothing}")
         self.take_up(lesson)
 
-    def _in_order(self, *, known: Collection[str]) -> list[str]:
-        """All cases in an order drawn by the seed, those that are known already last."""
+    def _in_order(self) -> list[str]:
+        """All cases in an order drawn by the seed."""
         names = sorted(self._sources)
-        order = np.random.default_rng([self._seed, _ORDER_STREAM]).permutation(len(names))
-        return sorted((names[place] for place in order), key=lambda name: name in known)
+        return [names[place] for place in np.random.default_rng([self._seed, _ORDER_STREAM]).permutation(len(names))]
 
     def _labels_of(self, name: str, predictor: Predictor) -> tuple[NDArray[np.int16], CaseRecord]:
         """Predicted labels of a case on the store's grid, and its record with the slices that hold them."""
