@@ -58,15 +58,19 @@ def minutes_table() -> str:
 
 def few_cases_table() -> str:
     """Markdown: subsets of the labelled cases, every kind of start, with nnU-Net's best beside each."""
-    head = ["dataset", "cases", "subset", "start", "samunet", "95 %", "nnU-Net's best", "its Dice"]
+    head = ["dataset", "minutes", "cases", "subset", "start", "samunet", "95 %", "nnU-Net's best", "its Dice"]
     head.append("samunet - nnU-Net, points (95 %)")
     lines = [row(head), row(["---"] * len(head))]
     peers = results("nnunet_peer")
     cells = results("pretraining")
     order = {setup: place for place, setup in enumerate(SETUPS)}
-    for cell in sorted(cells, key=lambda c: (c["dataset"], c["num_cases"], -c["subset_seed"], order[c["setup"]])):
+
+    def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+        return cell["dataset"], cell["minutes"], cell["num_cases"], -cell["subset_seed"], order[cell["setup"]]
+
+    for cell in sorted(cells, key=place):
         peer = best_of(peers_of_subset(peers, cell))
-        facts = [cell["dataset"], cell["num_cases"], cell["subset_seed"], cell["setup"]]
+        facts = [cell["dataset"], f"{cell['minutes']:g}", cell["num_cases"], cell["subset_seed"], cell["setup"]]
         lines.append(row([*facts, *shown(cell), *compared(cell, peer)]))
     return "\n".join(lines)
 
@@ -123,10 +127,16 @@ def draw_minutes(axes: Axes) -> None:
 
 
 def draw_few_cases(axes: Axes) -> None:
-    """Dice over the number of labelled cases: every kind of start and nnU-Net's best; means over subsets."""
+    """Dice over the number of labelled cases: every kind of start and nnU-Net's best; means over subsets.
+
+    Of the dataset, minutes and plan with most rows.
+    """
     cells, peers = results("pretraining"), results("nnunet_peer")
     if not cells:
         return
+    places = [(cell["dataset"], cell["minutes"], cell["plan"]) for cell in cells]
+    most = max(sorted(set(places)), key=places.count)
+    cells = [cell for cell, place in zip(cells, places, strict=True) if place == most]
     curves = {
         NONE: ("random weights", "tab:gray"),
         SUPERVISED: ("supervised on other datasets", "tab:green"),

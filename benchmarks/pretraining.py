@@ -8,8 +8,8 @@ minutes. Supervised: prompts for the structures of the other datasets, whose lab
 read; none of the dataset in question. Each is pretrained once for `--pretrain-minutes`, which all subsets share and
 which do not count in the minutes of training. All set-ups train the same network for the same minutes on the same
 subset, and validate on the same cases, with mirrored views. `--synthetic FILE`, made by `benchmarks.synthetic_weights`,
-adds encoders trained on generated images alone. Rows whose result exists are skipped, an interrupted pretraining is
-continued; `--table` only prints.
+adds encoders trained on generated images alone. Rows whose result exists for the same plan are skipped, an interrupted
+pretraining is continued; `--table` only prints.
 
 Source: Gu et al., How to build the best medical image segmentation algorithm using foundation models, 2024 (set-ups).
 """
@@ -25,7 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import RESULTS, THREADS, Cell, paired, plan, run_cells, stored
+from benchmarks.recipe import plan_key
+from samunet.artifacts.plan import load_plan
 from samunet.artifacts.pretraining import read_pretrained
+from samunet.artifacts.workspace import Workspace
 from samunet.core.files import read_json
 
 TABLE = "pretraining"
@@ -70,7 +73,7 @@ def pretrained(setup: str, options: argparse.Namespace) -> Path:
     datasets = options.others if setup == SUPERVISED else [options.data]
     of = "_".join(data.name.partition("_")[0].removeprefix("Dataset") for data in datasets)
     of += "" if setup == SUPERVISED else f"_without_fold_{options.fold}"
-    name = f"benchmark_{setup}_{of}_{options.backbone}_{options.pretrain_minutes:g}"
+    name = f"benchmark_{setup}_{of}_{options.backbone}_{options.pretrain_minutes:g}_{planned(options)}"
     folder = options.workspace / "results" / "pretrained" / name
     file: Path = folder / "weights.safetensors"
     if file.is_file():
@@ -92,9 +95,14 @@ def pretrained(setup: str, options: argparse.Namespace) -> Path:
     return file
 
 
+def planned(options: argparse.Namespace) -> str:
+    """Short hash of the dataset's plan: rows of other plans do not compare."""
+    return plan_key(load_plan(Workspace.locate(workspace=options.workspace).plan_file(options.data.name)))
+
+
 def cells(setups: Sequence[str], files: dict[str, Path], options: argparse.Namespace) -> list[Cell]:
     """One per set-up, number of cases and subset."""
-    made = []
+    made, key = [], planned(options)
     for number in options.num_cases:
         seeds = options.subset_seeds[:1] if number >= options.one_subset_from else options.subset_seeds
         for seed in seeds:
@@ -104,9 +112,10 @@ def cells(setups: Sequence[str], files: dict[str, Path], options: argparse.Names
                 words += ["--weights", weights, "--backbone", options.backbone]
                 words += ["--unlabelled", "imagesTr"] * (setup == TAUGHT)
                 name = f"{options.data.name} fold {options.fold} {number} cases subset {seed} {options.backbone}"
-                name += f" {options.minutes:g} min, {setup}"
+                name += f" {options.minutes:g} min plan {key}, {setup}"
                 name += f" {options.pretrain_minutes:g} min" if setup in (SUPERVISED, SELF) else ""
                 facts = {"setup": setup, "num_cases": number, "subset_seed": seed, "dataset": options.data.name}
+                facts["plan"] = key
                 facts["pretraining"] = None if setup in UNPRETRAINED else _facts(files[setup])
                 made.append(Cell(name, options.data, options.minutes, tuple(words), facts, mirror=True))
     return made
@@ -128,12 +137,12 @@ def _facts(file: Path) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Markdown: a row per subset, a column per set-up, with the paired gain over no pretraining."""
     gained = [name for name in SETUPS[1:] if any(cell.get("setup") == name for cell in results.values())]
-    head = ["dataset", "cases", "subset", NONE, *(title for name in gained for title in (name, "gain (95 %)"))]
+    head = ["dataset", "minutes", "plan", "cases", "subset", NONE]
+    head += [title for name in gained for title in (name, "gain (95 %)")]
     lines = [_row(head), _row(["---"] * len(head))]
     done = {k: cell for k, cell in results.items() if "failed" not in cell}
-    places = sorted({(c["dataset"], c["num_cases"], c["subset_seed"]) for c in done.values()})
-    for place in places:
-        by_setup = {c["setup"]: c for c in done.values() if (c["dataset"], c["num_cases"], c["subset_seed"]) == place}
+    for place in sorted({place_of(cell) for cell in done.values()}):
+        by_setup = {c["setup"]: c for c in done.values() if place_of(c) == place}
         base = by_setup.get(NONE)
         values: list[object] = [*place, _dice(base)]
         for setup in gained:
@@ -144,6 +153,11 @@ def table(results: dict[str, Any]) -> str:
     if missing:
         lines += ["", f"This table is partial: {missing} rows lack a set-up."]
     return "\n".join(lines)
+
+
+def place_of(cell: dict[str, Any]) -> tuple[object, ...]:
+    """What rows share that compare: dataset, minutes, plan, number of cases and subset."""
+    return cell["dataset"], cell["minutes"], cell["plan"], cell["num_cases"], cell["subset_seed"]
 
 
 def _dice(cell: dict[str, Any] | None) -> str:

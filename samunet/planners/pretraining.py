@@ -1,4 +1,4 @@
-"""How an encoder is pretrained on a planned dataset: at the dataset's own size, batch and schedule."""
+"""How an encoder is pretrained on a planned dataset: at the size of the training that follows, its own schedule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from samunet.artifacts.plan_parts import STORED
 from samunet.core.config import parse_schema
 from samunet.planners.edits import Reasoned
 from samunet.planners.planner import facts_of_plan
-from samunet.planners.recipes import Wish, plan_recipe
+from samunet.planners.recipes import Wish, automatic, plan_recipe
 
 KIND: WeightsKind = "ssl"
 FROM_RANDOM_RATE, CONTINUED_RATE = 1e-3, 1e-4
@@ -29,6 +29,7 @@ WEIGHT_DECAY = 0.05
 FULL = EncoderMethod(train="full")
 MASKED_IMAGES = Method(encoder=FULL)
 PROMPTED = Method(encoder=FULL, prompts=PromptMethod(kind="mixed"))
+SCALE = ("input_size", "tile_vox")
 
 
 def pretraining_recipe(
@@ -41,7 +42,7 @@ def pretraining_recipe(
     supervised: bool,
     from_random: bool,
 ) -> ResolvedRecipe:
-    """The recipe of a pretraining run: all weights train, on single slices.
+    """The recipe of a pretraining run: all weights train, on single slices at the scale of the training that follows.
 
     Args:
         plan: The dataset's plan.
@@ -64,6 +65,20 @@ def pretraining_recipe(
     facts = facts_of_plan(plan, fingerprint, configuration=configuration)
     # what SAM never taught expects no particular intensities, and clips none
     intensities = (IntensityMap(kind="identity"), "random weights") if from_random else None
-    wish = Wish(KIND, device, (backbone, "given"), parts, intensity_map=intensities, fixed=fixed)
+    pinned: dict[str, Reasoned] = {}
+    if from_random:
+        depth = plan.configuration(configuration).slab_depth.value
+        own = automatic(
+            facts,
+            KIND,
+            device,
+            configuration=configuration,
+            slab_depth=depth,
+            backbone=(backbone, "given"),
+            from_random=True,
+        )
+        following = plan_recipe(facts, own)
+        pinned = {name: (following[name]["value"], "as in the training that follows") for name in SCALE}
+    wish = Wish(KIND, device, (backbone, "given"), parts, intensity_map=intensities, fixed=fixed, pinned=pinned)
     recipe = parse_schema(Recipe, plan_recipe(facts, wish))
     return strip_reasons(recipe, KIND, device, slab_depth=1)

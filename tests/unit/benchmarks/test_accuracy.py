@@ -54,15 +54,16 @@ def test_minutes_stand_beside_nnunets_best_for_the_same_minutes_and_clock(folder
 
 def test_few_cases_stand_beside_nnunet_on_the_same_subset(folder: Path) -> None:
     """Each start is compared with nnU-Net on the very cases; where that is missing, the table says so."""
-    few = {"num_cases": 5, "subset_seed": 12345, "minutes": 15, "clock": None}
+    few = {"num_cases": 5, "subset_seed": 12345, "minutes": 15, "clock": None, "plan": "p"}
     cells = {"a": cell(0.80, **few, setup="none"), "b": cell(0.83, **few, setup="self-supervised")}
     write_json(folder / "pretraining.json", {**cells, "c": cell(0.7, **{**few, "subset_seed": 1}, setup="none")})
     same = {"minutes": 15, "clock": "process", "subset": {"cases": 5, "seed": 12345}}
     write_json(folder / "nnunet_peer.json", {"p": peer(0.78, "2d batch 12 AdamW", **same), "q": peer(0.9, "3d")})
-    rows = {(row[2], row[3]): row for row in rows_of(accuracy.few_cases_table())}
-    assert rows["12345", "none"][8].startswith("+2.0 (")
-    assert rows["12345", "self-supervised"][8].startswith("+5.0 (")
-    assert rows["1", "none"][6] == "not measured"
+    rows = {(row[3], row[4]): row for row in rows_of(accuracy.few_cases_table())}
+    assert rows["12345", "none"][1] == "15"
+    assert rows["12345", "none"][9].startswith("+2.0 (")
+    assert rows["12345", "self-supervised"][9].startswith("+5.0 (")
+    assert rows["1", "none"][7] == "not measured"
 
 
 def test_plots_show_every_row(folder: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import pytest
+
+from benchmarks import pretraining
 from benchmarks.pretraining import NONE, SELF, SUPERVISED, cells, table
 
 
@@ -15,6 +18,8 @@ def outcome(setup: str, number: int, dice: float) -> dict[str, object]:
         "num_cases": number,
         "subset_seed": 1,
         "dataset": "D",
+        "minutes": 15.0,
+        "plan": "p",
         "mean_dice": dice + 0.02,
         "case_dice": cases,
     }
@@ -30,13 +35,19 @@ def test_gains_are_paired_and_a_partial_table_says_so() -> None:
         "e": {"failed": "exit code 3"},
     }
     text = table(results)
-    assert "| D | 5 | 1 | 0.620 | 0.630 | +0.010 (+0.010 to +0.010) | 0.670 | +0.050 (+0.050 to +0.050) |" in text
+    gains = "| 0.630 | +0.010 (+0.010 to +0.010) | 0.670 | +0.050 (+0.050 to +0.050) |"
+    assert f"| D | 15.0 | p | 5 | 1 | 0.620 {gains}" in text
     assert "1 rows lack a set-up" in text
     assert "partial" not in table({name: results[name] for name in "abc"})
+    others = {"f": outcome(NONE, 5, 0.7) | {"minutes": 30.0}, "g": outcome(SELF, 5, 0.8) | {"plan": "q"}}
+    longer = table(results | others)
+    assert f"| D | 15.0 | p | 5 | 1 | 0.620 {gains}" in longer, "rows of other minutes and plans stand apart"
+    assert longer.count("\n| D |") == 4
 
 
-def test_set_ups_differ_in_their_weights_alone() -> None:
+def test_set_ups_differ_in_their_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows without pretraining name the backbone of the others; large subsets are drawn once."""
+    monkeypatch.setattr(pretraining, "planned", lambda _: "abcd1234")
     options = argparse.Namespace(
         data=Path("D"),
         num_cases=[5, 40],
@@ -50,5 +61,6 @@ def test_set_ups_differ_in_their_weights_alone() -> None:
     made = cells([NONE], {}, options)
     assert [(cell.facts["num_cases"], cell.facts["subset_seed"]) for cell in made] == [(5, 12345), (5, 1), (40, 12345)]
     assert len({cell.name for cell in made}) == 3
+    assert all("abcd1234" in cell.name and cell.facts["plan"] == "abcd1234" for cell in made)
     assert all(cell.mirror for cell in made), "as nnU-Net predicts, beside which they stand"
     assert all(cell.words[-4:] == ("--weights", "none", "--backbone", "vit_t_xs") for cell in made)

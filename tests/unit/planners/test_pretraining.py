@@ -39,6 +39,24 @@ def test_what_sam_has_taught_moves_slowly_and_sees_sams_intensities() -> None:
     assert (continued.intensity_map.kind, fresh.intensity_map.kind) == ("sam_pixels", "identity")
 
 
+@pytest.mark.parametrize("supervised", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("minutes", [1, 60])
+def test_random_weights_are_pretrained_at_the_scale_of_the_training_that_follows(
+    minutes: float, device: str, supervised: bool
+) -> None:
+    """Input and tile are those of the network with its side path, which needs other sizes than SAM's decoder alone."""
+    case = facts.case(shape=(40, 60, 60), spacing=(1.0, 1.0, 1.0))
+    fingerprint = facts.fingerprint([case] * 30)
+    plan = make_plan(fingerprint, facts.description(), facts.budget(minutes=minutes))
+    asked = {"configuration": "2.5d", "device": device, "backbone": "vit_t_xs"}
+    after = automatic_recipe(plan, fingerprint, **asked, weights="ssl", changes={}, from_random=True)
+    before = pretraining_recipe(plan, fingerprint, **asked, supervised=supervised, from_random=True)
+    assert (before.input_size, before.tile_vox) == (after.input_size.value, after.tile_vox.value)
+    sams = pretraining_recipe(plan, fingerprint, **asked, supervised=supervised, from_random=False)
+    assert minutes == 1 or sams.input_size > before.input_size, "SAM's decoder alone asks for more pixels"
+
+
 def test_training_from_weights_that_began_as_random_trains_all_of_them() -> None:
     """The method, rate and intensities are those of random weights; what continued SAM is adapted as ever."""
     asked = {"configuration": "2d", "weights": "ssl", "device": "cpu", "backbone": "vit_t_xs", "changes": {}}
