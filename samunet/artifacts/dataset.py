@@ -63,7 +63,7 @@ class RawDataset:
         description: Its dataset.json.
         training: Cases with labels, sorted by name.
         test: Cases of imagesTs, sorted by name.
-        groups: Case to group (patient, volume) for splitting; empty when not given.
+        groups: Case to group (patient, volume) for splitting, of images elsewhere too; None when not given.
     """
 
     folder: Path

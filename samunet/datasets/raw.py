@@ -238,7 +238,7 @@ def groups_beside(dataset_json: Path | None) -> dict[str, str] | None:
 
 
 def _load_groups(file: Path, names: list[str]) -> dict[str, str] | None:
-    """Case to group, when the dataset has such a file; every training case must be in it."""
+    """Case to group, when the dataset has such a file; every training case must be in it, others may be."""
     if not file.is_file():
         return None
     content = read_json(file)
@@ -253,7 +253,7 @@ def _load_groups(file: Path, names: list[str]) -> dict[str, str] | None:
             file=file,
             todo="add them, each with a group of its own if it stands alone, or delete the file",
         )
-    return {name: str(content[name]) for name in names}
+    return {name: str(group) for name, group in content.items()}
 
 
 def _check_description(description: DatasetDescription, file: Path) -> None:

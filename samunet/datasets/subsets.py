@@ -130,12 +130,15 @@ def read_case_list(text: str) -> tuple[str, ...]:
     """Case names from a file (a JSON list, or one name per line) or from a list with commas.
 
     Raises:
-        UsageError: If a file of that name is neither.
+        UsageError: If a file of that name is neither, or no text in UTF-8.
     """
     path = Path(text)
     if not _is_file(path):
         return tuple(name.strip() for name in text.split(",") if name.strip())
-    content = path.read_text()
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError("the list of cases is no text in UTF-8", file=path, todo="save it as UTF-8") from None
     if not content.lstrip().startswith("["):
         return tuple(line.strip() for line in content.splitlines() if line.strip())
     try:

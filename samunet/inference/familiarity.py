@@ -104,7 +104,7 @@ def intensity_ranges(records: Iterable[CaseRecord], channels: Sequence[str]) -> 
     if not measured or any(len(case) != len(channels) for case in measured):
         return ()
     ranges = []
-    for index, channel in enumerate(channels):
+    for index, channel in enumerate(_distinct(channels)):
         for kind in ("raw", "normalized"):
             values = np.array([getattr(case[index], kind) for case in measured])
             scale = float(np.median(values[:, -1] - values[:, 0]))
@@ -198,10 +198,15 @@ def _sizes(grid: Geometry) -> dict[str, float]:
 def _intensities_of(record: CaseRecord, channels: Sequence[str]) -> dict[str, float]:
     return {
         _intensity_fact(channel, kind, name): value
-        for channel, own in zip(channels, record.intensities, strict=False)
+        for channel, own in zip(_distinct(channels), record.intensities, strict=False)
         for kind in ("raw", "normalized")
         for name, value in zip(INTENSITY_NAMES, getattr(own, kind), strict=True)
     }
+
+
+def _distinct(channels: Sequence[str]) -> list[str]:
+    """Names of the channels; of those that share one, with their numbers."""
+    return [f"{name} (channel {n})" if channels.count(name) > 1 else name for n, name in enumerate(channels)]
 
 
 def _intensity_fact(channel: str, kind: str, name: str) -> str:

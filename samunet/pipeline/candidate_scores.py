@@ -149,7 +149,7 @@ def running(folder: Path) -> Iterator[None]:
 
 def _kept(folder: Path, comparison: Comparison, case: Case) -> CaseScores | None:
     """Scores of an earlier comparison of the same models, with their masks."""
-    file = folder / f"{case.name}.json"
+    file = _scores_file(folder, case)
     if not file.is_file():
         return None
     try:
@@ -194,6 +194,8 @@ def _score_all(
                 if not portion:
                     while rest and len(portion) < MOST_CASES and size * len(folds) <= MOST_BYTES:
                         portion.append(_Work(rest.popleft()))
+                        # scores of other masks, which the next lines replace one by one
+                        _scores_file(folder, portion[-1].case).unlink(missing_ok=True)
                         size += _predict(
                             comparison, models(model, fold), model.name, portion[-1], folder, Path(scratch)
                         )
@@ -228,8 +230,12 @@ def _complete(comparison: Comparison, work: _Work, spec: LabelSpec, folder: Path
         for name, members in pairs.items():
             _finish(work, name, mean_labels([work.probabilities[m] for m in members], spec), spec, volume, folder)
     scores = CaseScores(case=work.case.name, key=comparison.key(work.case), dice=work.dice)
-    save_schema(scores, folder / f"{work.case.name}.json")
+    save_schema(scores, _scores_file(folder, work.case))
     return scores
+
+
+def _scores_file(folder: Path, case: Case) -> Path:
+    return folder / f"{case.name}.json"
 
 
 def _finish(work: _Work, candidate: str, labels: NDArray[Any], spec: LabelSpec, volume: Volume, folder: Path) -> None:

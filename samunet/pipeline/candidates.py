@@ -113,7 +113,12 @@ def find_models(
         found = [folder for folder in found if names is None or name_part(folder, part) in names]
     models = [model for folder in found if (model := _comparable(folder, presets, folds, reporter)) is not None]
     if not models:
-        raise UsageError("nothing is trained that could be compared", file=below, todo=f"samunet_train {dataset} 0")
+        raise UsageError(
+            "nothing is trained that could be compared",
+            expected="a finished fold that holds cases out, which 'all' does not",
+            file=below,
+            todo=f"samunet_train {dataset} FOLD",
+        )
     return models
 
 

@@ -94,6 +94,7 @@ def predict(request: PredictionRequest, *, reporter: Reporter) -> PredictionRepo
     predictor.check_prompts(given=prompts is not None)
     reporter.info(f"model {request.model}, fold {', '.join(predictor.folds)}")
     plan = predictor.plan
+    _check_filters(request.filters, plan)
     listed, findings = list_cases(request.input, num_channels=len(plan.channel_names), ending=plan.file_ending)
     if not listed and not findings:
         raise UsageError("the input folder holds no images", expected=f"*{plan.file_ending}", file=request.input)
@@ -205,6 +206,18 @@ def _load(request: PredictionRequest, reporter: Reporter) -> Predictor | Ensembl
         if len(folders) > 1:
             members[-1].rest()
     return members[0] if len(members) == 1 else EnsemblePredictor(members)
+
+
+def _check_filters(filters: Sequence[ComponentFilter], plan: Plan) -> None:
+    names = plan.label_spec.names
+    unknown = [rule.structure for rule in filters if rule.structure not in names]
+    if unknown:
+        raise UsageError(
+            "a component filter is for a structure that the model does not have",
+            expected=", ".join(names),
+            found=", ".join(unknown),
+            todo="correct best.json, or predict with --no-postprocessing",
+        )
 
 
 def _finish(request: PredictionRequest, plan: Plan) -> Finish | None:

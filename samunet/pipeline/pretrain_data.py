@@ -72,7 +72,7 @@ class Source:
         planned: The dataset.
         recipe: Its intensities and tile; the input side is the run's.
         stores: Store folder and the cases read from it.
-        left_out: Cases of imagesTr that are not, nor images of these names in any other folder.
+        left_out: Cases that are not, in whatever folder.
     """
 
     planned: Planned
@@ -200,7 +200,12 @@ def read_sources(
                 reporter.info(f"{origin}: {len(cases) - len(wanted)} of {len(cases)} images are left out")
             stores += _stores(origin, planned, wanted, request, workspace, reporter)
         if not stores:
-            raise UsageError("no image is left to learn from", found=planned.plan.dataset)
+            raise UsageError(
+                "no image is left to learn from",
+                expected="images that are neither left out nor validated on",
+                found=f"{' '.join(request.images)} of {planned.plan.dataset}",
+                todo="name others: imagesTs, or a folder",
+            )
         sources.append(Source(planned, recipe, tuple(stores), left_out))
     elsewhere = {case.name for planned in datasets for case in planned.dataset.training}
     unknown = sorted({*(request.cases or ())} - known | {*request.left_out} - known - elsewhere)
@@ -216,9 +221,9 @@ def _is_wanted(case: Case, request: DataRequest, left_out: Sequence[str], hidden
 
 
 def _left_out(request: DataRequest, planned: Planned, workspace: Workspace) -> tuple[str, ...]:
-    """Cases of imagesTr that must not be seen, under whatever folder: named ones and a fold's validation cases.
+    """Cases that must not be seen, in whatever folder: named ones of imagesTr and a fold's validation cases.
 
-    With these go the cases of their groups that have no label, and so are in no fold.
+    With these go the cases of their groups that are in no fold: those without a label, and those of other folders.
     """
     names = [case.name for case in planned.dataset.training if case.name not in planned.plan.left_out]
     chosen = set(names) & set(request.left_out)
@@ -227,7 +232,8 @@ def _left_out(request: DataRequest, planned: Planned, workspace: Workspace) -> t
         splits = load_or_make_splits(workspace.splits_file(planned.plan.dataset), names, planned.dataset.groups)
         validation = cases_of_fold(splits, request.left_out_fold, names).val
         held_out = {groups[name] for name in validation if name in groups}
-        chosen |= {*validation, *(name for name in planned.plan.left_out if groups.get(name) in held_out)}
+        labelled = set(names)
+        chosen |= {*validation, *(name for name in groups if name not in labelled and groups[name] in held_out)}
     if request.cases is not None:
         chosen |= set(names) - set(request.cases)
     return tuple(sorted(chosen))
@@ -238,6 +244,8 @@ def _cases(origin: str, planned: Planned, request: DataRequest, reporter: Report
     if origin == TRAINING:
         return _training_cases(planned, request, reporter)
     if origin == TEST:
+        if not planned.dataset.test:
+            reporter.warn(f"{TEST}: there are no images in {planned.dataset.folder / TEST}")
         return planned.dataset.test
     description = planned.dataset.description
     cases, findings = list_cases(Path(origin), num_channels=len(description.channels), ending=description.file_ending)
@@ -255,7 +263,8 @@ def _training_cases(planned: Planned, request: DataRequest, reporter: Reporter) 
         reporter.info(f"{TRAINING}: {len(bare)} of {len(every)} images have no label and are seen too")
     dropped = {case.name for case in planned_out} - {case.name for case in bare}
     if dropped:
-        todo = "" if request.supervised else f"; --images {planned_out[0].images[0].parent} takes all that can be read"
+        folder = planned_out[0].images[0].parent
+        todo = "" if request.supervised else f"; the folder {folder} in place of {TRAINING} takes all that can be read"
         reporter.info(
             f"{TRAINING}: {len(dropped)} of {len(every)} images are not seen, as planning left them out{todo}"
         )
@@ -302,6 +311,14 @@ def _unlabelled_store(
         if outcome.error is not None:
             reporter.warn(f"left out: {outcome.error}")
     return folder, tuple(outcome.name for outcome in outcomes if outcome.error is None)
+
+
+def images_folder(place: str, dataset: RawDataset) -> Path:
+    """Where the images without labels of imagesTr, imagesTs or a folder are."""
+    cases = {TRAINING: dataset.training, TEST: dataset.test}.get(place)
+    if cases is None:
+        return Path(place)
+    return cases[0].images[0].parent if cases else dataset.folder / place
 
 
 def unlabelled_key(plan: Plan, configuration: str, images: Path) -> str:

@@ -68,6 +68,7 @@ from samunet.training.trainer import RunSettings, Trainer
 
 DEFAULT_SEED = 12345
 MAX_PLOTTED_CASES = 5
+_NAMES_SHOWN = 5
 UNLABELLED_FOLDER = "own_labels"
 
 
@@ -258,6 +259,24 @@ class _Samples:
     objective: Objective
 
 
+def _check_labelled(cases: Sequence[str], slices: SliceDataset, reporter: Reporter) -> None:
+    """Say which cases teach nothing, as all of their voxels are to be ignored.
+
+    Raises:
+        UsageError: If that is true of all.
+    """
+    bare = [name for name in cases if name not in slices.records]
+    named = ", ".join(bare[:_NAMES_SHOWN]) + (", ..." if len(bare) > _NAMES_SHOWN else "")
+    if len(bare) == len(cases):
+        raise UsageError(
+            "there is nothing to learn from: every voxel of all training cases is to be ignored",
+            found=named,
+            todo="label some of them, or train on others (--cases, --num-cases)",
+        )
+    if bare:
+        reporter.warn(f"{len(bare)} of {len(cases)} training cases teach nothing, all is to be ignored in {named}")
+
+
 def _samples(
     identity: RunIdentity,
     inputs: RunInputs,
@@ -284,6 +303,7 @@ def _samples(
         augment=recipe.augmentation.enabled,
     )
     slices = make(CaseStore(inputs.store), inputs.cases.train)
+    _check_labelled(inputs.cases.train, slices, reporter)
     if identity.provenance[CACHED]:
         reason = why_not(recipe, configuration, slices.records)
         if reason is not None:

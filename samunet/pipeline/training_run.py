@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from samunet.artifacts.plan import Plan, ResolvedRecipe, load_plan
 from samunet.artifacts.subset import Subset
 from samunet.artifacts.workspace import Workspace, fold_folder
 from samunet.core.config import parse_schema
-from samunet.core.errors import UsageError
+from samunet.core.errors import ConfigError, UsageError
 from samunet.core.files import read_json
 from samunet.core.log import Reporter
 from samunet.datasets.raw import load_raw_dataset
@@ -24,7 +24,7 @@ from samunet.pipeline.pretrain_data import Planned
 from samunet.pipeline.pretrained import labels_read
 from samunet.pipeline.stores import check_planned_around, open_store
 from samunet.pipeline.subsets import check_subset, choose_subset, recipe_for_subset, subset_tag
-from samunet.pipeline.unlabelled import as_recorded, unlabelled_cases
+from samunet.pipeline.unlabelled import as_recorded, stored_cases, unlabelled_cases
 from samunet.planners.batches import split_batch
 from samunet.planners.presets import AUTO as AUTO_PRESET
 from samunet.preprocessing.store import CaseStore
@@ -139,6 +139,8 @@ class RunCases:
         content = read_json(file)
         subset = content.pop("subset", None)
         parts = {part: tuple(names) for part, names in content.items()}
+        if set(parts) - {each.name for each in fields(cls)} or not {"train", "monitor", "validation"} <= set(parts):
+            raise ConfigError("these are not the cases of a run", expected="the file as it was written", file=file)
         return cls(**parts, subset=None if subset is None else parse_schema(Subset, subset, file=file))
 
 
@@ -239,9 +241,16 @@ def read_inputs(
     store = open_store(identity.plan, identity.configuration, dataset, workspace, cases=wanted)
     if request.validate_only:
         return RunInputs(dataset, store.folder, cases)
-    unlabelled = _unlabelled(request, identity, cases, dataset, workspace, reporter) if request.unlabelled else {}
     if request.resume and recorded.is_file():
+        planned = Planned(dataset, identity.plan, identity.configuration)
+        unlabelled = stored_cases(request.unlabelled, cases.unlabelled, planned, workspace)
+        if set(cases.unlabelled) - set(unlabelled):  # a store was removed; their files may still be there
+            try:
+                unlabelled = _unlabelled(request, identity, cases, dataset, workspace, reporter) | unlabelled
+            except UsageError as error:
+                reporter.warn(str(error))
         return RunInputs(dataset, store.folder, cases, as_recorded(unlabelled, cases.unlabelled, reporter))
+    unlabelled = _unlabelled(request, identity, cases, dataset, workspace, reporter) if request.unlabelled else {}
     return RunInputs(dataset, store.folder, replace(cases, unlabelled=tuple(sorted(unlabelled))), unlabelled)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from samunet.artifacts.plan import ResolvedRecipe
 from samunet.artifacts.workspace import Workspace
-from samunet.core.errors import UsageError
+from samunet.core.errors import StoreError, UsageError
 from samunet.core.files import sha256_json
 from samunet.core.log import Reporter
 from samunet.datasets.splits import ALL_CASES
-from samunet.pipeline.pretrain_data import TEST, TRAINING, Planned, read_sources
+from samunet.pipeline.pretrain_data import TEST, TRAINING, Planned, images_folder, read_sources, unlabelled_key
 from samunet.preprocessing.store import CaseStore
 
 FLAG = "--unlabelled"
@@ -64,6 +64,12 @@ def unlabelled_cases(
     Raises:
         UsageError: If no image is left.
     """
+    if set(unlabelled) == {TRAINING} and {case.name for case in planned.dataset.training} <= set(others):
+        raise UsageError(
+            f"{FLAG} {TRAINING} finds no image to learn from: the run has the labels of all, or validates on them",
+            found=planned.plan.dataset,
+            todo=f"learn from fewer labels (--num-cases, --cases), or name other images: {FLAG} {TEST}, {FLAG} FOLDER",
+        )
     images = _Images(
         datasets=(planned.plan.dataset,),
         configuration=planned.configuration,
@@ -78,6 +84,32 @@ def unlabelled_cases(
             f"{source.num_cases - len(found)} images have the name of another and are not learnt from: rename them, or "
             "put all into one folder"
         )
+    return found
+
+
+def stored_cases(
+    unlabelled: Sequence[str], recorded: Collection[str], planned: Planned, workspace: Workspace
+) -> dict[str, CaseStore]:
+    """Of the images that a run which is continued began with, those whose voxels are stored, wherever their files are.
+
+    Args:
+        unlabelled: "imagesTr", "imagesTs" and folders.
+        recorded: Names of the images.
+        planned: The dataset.
+        workspace: Where the stores are.
+    """
+    plan, configuration = planned.plan, planned.configuration
+    keys = []
+    for place in dict.fromkeys(unlabelled):
+        keys += [plan.store_key(configuration)] if place == TRAINING else []
+        keys += [unlabelled_key(plan, configuration, images_folder(place, planned.dataset))]
+    found: dict[str, CaseStore] = {}
+    for folder in (workspace.store_folder(plan.dataset, key) for key in keys):
+        try:
+            store = CaseStore(folder)
+        except StoreError:  # imagesTr of which all, or none, have labels
+            continue
+        found |= dict.fromkeys(set(store.names()) & set(recorded), store)
     return found
 
 

@@ -62,7 +62,7 @@ class FoldEvents:
         """Remove what killed runs left unfinished, here and in the folders beside it."""
         remove_leftovers(self._folder.parent)
 
-    def evaluate(self, trainer: Trainer, seconds: float | None) -> dict[str, float | None]:
+    def evaluate(self, trainer: Trainer, seconds: float | None, *, plot: bool) -> dict[str, float | None]:
         """Mean whole-volume Dice per set, without mirrored views; each set takes about half of the seconds.
 
         How many cases that is stays the same for the whole run, continued or not: scores are compared with each other.
@@ -73,6 +73,8 @@ class FoldEvents:
         scores, limits = {}, trainer.state.evaluated_cases
         try:
             for name, evaluator in self._sets.items():
+                if name == "validation" and not plot:
+                    continue
                 evaluator.limit = limits.get(name)
                 scores[name] = evaluator.mean_dice(predictor, share, clock=clock)
                 if evaluator.limit is not None:

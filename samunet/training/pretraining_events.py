@@ -43,9 +43,9 @@ class PretrainingEvents:
         """Remove what killed runs left unfinished, here and in the folders beside it."""
         remove_leftovers(self._folder.parent)
 
-    def evaluate(self, trainer: Trainer, seconds: float | None) -> dict[str, float | None]:
+    def evaluate(self, trainer: Trainer, seconds: float | None, *, plot: bool) -> dict[str, float | None]:
         """Make reconstructions for the next log; nothing is measured, as no case is set aside."""
-        del seconds
+        del seconds, plot
         if isinstance(self._objective, MaskedImageObjective):
             samples = [self._samples[0, index] for index in range(_SHOWN)]
             batch = tuple(torch.stack(parts).to(trainer.settings.device) for parts in zip(*samples, strict=True))

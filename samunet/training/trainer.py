@@ -71,12 +71,13 @@ class RunEvents(Protocol):
     def begin(self) -> None:
         """Make room for what a run that begins or continues writes."""
 
-    def evaluate(self, trainer: Trainer, seconds: float | None) -> dict[str, float | None]:
+    def evaluate(self, trainer: Trainer, seconds: float | None, *, plot: bool) -> dict[str, float | None]:
         """Whole-volume Dice of the current weights: "monitor" chooses, "validation" is only plotted.
 
         Args:
             trainer: Holds the weights.
             seconds: About how long it may take; None: as long as it takes.
+            plot: Whether the latter is wanted.
         """
 
     def is_lesson_due(self, trainer: Trainer) -> bool:
@@ -362,9 +363,10 @@ class Trainer:
         """Evaluate at milestones, remember the best, stop on patience, save, log."""
         due, is_best = int(self.progress * NUM_MILESTONES), False
         patience = self.settings.patience
-        if (due > self.state.milestones and self._affordable()) or patience is not None:
-            self.state.milestones = due
-            scores = self._evaluate()
+        is_milestone = due > self.state.milestones and self._affordable()
+        if is_milestone or patience is not None:
+            self.state.milestones = due if is_milestone else self.state.milestones
+            scores = self._evaluate(plot=is_milestone)
             row.update(scores or {})
             is_best = self._keep_if_best(row)
             if patience is not None and scores is not None and row.get("monitor") is None:
@@ -400,14 +402,14 @@ class Trainer:
         spare = self.elapsed - self._evaluated_at >= 9 * self._evaluation_seconds
         return spare and self.progress < 1
 
-    def _evaluate(self) -> dict[str, float | None] | None:
+    def _evaluate(self, *, plot: bool) -> dict[str, float | None] | None:
         """Scores of the averaged weights; None where memory does not suffice, which stops no training."""
-        began = self._now()
+        began, what = self._now(), f"evaluating after step {self.state.step}"
         seconds = self._share(EVALUATION_SHARE)
+        if seconds is not None and self.settings.patience is not None:  # after every epoch: a tenth of it for each set
+            seconds = min(seconds, 0.2 * (self.elapsed - self._evaluated_at))
         with self.average.in_place():
-            scores = self._attempts.in_memory(
-                f"evaluating after step {self.state.step}", lambda: self._events.evaluate(self, seconds)
-            )
+            scores = self._attempts.in_memory(what, lambda: self._events.evaluate(self, seconds, plot=plot))
         self._evaluation_seconds, self._evaluated_at = self._now() - began, self.elapsed
         return scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a planned dataset of eight cases, two of each patient."""
     folder = tmp_path_factory.mktemp("workspace")
     raw = write_dataset(Workspace.locate(workspace=folder, environment={}), num_train=10)
-    write_json(raw / "case_groups.json", {f"case_{index}": f"patient_{index // 2}" for index in range(10)})
+    groups = {f"case_{index}": f"patient_{index // 2}" for index in range(10)}
+    write_json(raw / "case_groups.json", {**groups, **{f"again_{name}": group for name, group in groups.items()}})
     assert plan_and_preprocess.main(["-d", "901", "--workspace", str(folder), "--minutes", "1"]) == 0
     return folder
 
@@ -128,20 +130,64 @@ def test_images_without_labels_are_learnt_from_and_validation_cases_are_not(
 
 
 def test_images_of_other_folders_are_learnt_from(planned: Path, capsys: pytest.CaptureFixture[str]):
-    """Images of imagesTs and a folder are preprocessed first, without labels; such a run has its own folder."""
+    """Images of imagesTs and a folder are preprocessed first, without labels; such a run has its own folder.
+
+    Further scans of the patients that validate it are left out, as case_groups.json knows them. It goes on when the
+    folder is gone.
+    """
     folder = planned / "more"
     folder.mkdir()
-    write_image(folder / "new_0000.nii.gz", make_case(77)[0])
-    assert run(planned, "--num-cases", "2", "--unlabelled", "imagesTs", str(folder)) == 0
-    assert "3 without labels" in capsys.readouterr().out
+    split = read_json(planned / "preprocessed" / DATASET / "splits_final.json")[0]
+    again = f"again_{split['train'][0]}"
+    for name in ("new", again, f"again_{split['val'][0]}"):
+        write_image(folder / f"{name}_0000.nii.gz", make_case(77)[0])
+    flags = ["--num-cases", "2", "--unlabelled", "imagesTs", str(folder)]
+    assert run(planned, *flags) == 0
+    assert "4 without labels" in capsys.readouterr().out
     (recorded,) = [cases for name, cases in runs(planned).items() if "-unlabelled" in name and "new" in str(cases)]
-    assert recorded["unlabelled"] == ["case_10", "case_11", "new"]
+    assert recorded["unlabelled"] == [again, "case_10", "case_11", "new"]
+    shutil.rmtree(folder)
+    longer = ["901", "0", *flags, "--epochs", "2", "--c", "--weights", "none", "--workspace", str(planned)]
+    assert train.main(longer) == 0
+    told = capsys.readouterr()
+    assert "continuing" in told.out
+    assert "not there any more" not in told.out + told.err
+    assert recorded in runs(planned).values()
+    for store in (planned / "preprocessed" / DATASET).glob("unlabelled_*"):
+        if "new" in {file.stem for file in store.rglob("*.b2nd")}:
+            shutil.rmtree(store)
+    assert train.main([*longer, "--epochs", "3"]) == 0
+    assert "not there any more" in "".join(capsys.readouterr())
+
+
+def test_training_cases_that_are_all_to_be_ignored_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One among others is said to teach nothing; a run that has no other ends with one message."""
+    workspace = Workspace.locate(workspace=tmp_path, environment={})
+    folder = write_dataset(workspace, num_train=6)
+    description = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", description | {"labels": {**description["labels"], "ignore": 3}})
+    empty = make_case(1)[1] * 0 + 3
+    write_labels(folder / "labelsTr" / "case_1.nii.gz", empty, geometry=make_case(1)[0].geometry)
+    assert plan_and_preprocess.main(["-d", "901", "--workspace", str(tmp_path), "--minutes", "1"]) == 0
+    split = read_json(tmp_path / "preprocessed" / DATASET / "splits_final.json")
+    fold = str(next(number for number, part in enumerate(split) if "case_1" in part["train"]))
+    words = ["901", fold, *FAST, "--workers", "0", "--workspace", str(tmp_path)]
+    capsys.readouterr()
+    assert train.main([*words, "--cases", "case_1"]) == 2
+    told = capsys.readouterr()
+    assert "nothing to learn from" in told.err
+    assert "case_1" in told.err
+    assert "Traceback" not in told.err
+    other = next(name for name in split[int(fold)]["train"] if name != "case_1")
+    assert train.main([*words, "--cases", f"case_1,{other}"]) == 0
+    told = capsys.readouterr()
+    assert "1 of 2 training cases teach nothing" in told.out + told.err
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--unlabelled", "imagesTr"], "no image is left to learn from"),
+        (["--unlabelled", "imagesTr"], "the run has the labels of all"),
         (["--unlabelled", "nowhere"], "nowhere"),
         (["--num-cases", "2", "--unlabelled", "imagesTr", "--set", "prompts.kind=box"], "nothing points at"),
     ],

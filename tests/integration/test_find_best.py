@@ -129,6 +129,25 @@ def test_a_comparison_continues_per_case(trained: Workspace, monkeypatch: pytest
     assert command(trained, "--preset", "samed") == 2
 
 
+def test_scores_never_stand_beside_other_masks(trained: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """A comparison with other settings that is killed midway leaves no scores of the masks that it has replaced."""
+    words = ("-c", "2d", "-f", "0")
+    assert command(trained, *words) == 0
+    scores = set(trained.comparison_folder(DATASET).glob("case_*.json"))
+    original = candidate_scores._predict
+
+    def killed(*arguments, **options):
+        original(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(candidate_scores, "_predict", killed)
+        assert command(trained, *words, "--disable_tta") == 130
+    left = set(trained.comparison_folder(DATASET).glob("case_*.json"))
+    assert len(left) == len(scores) - 1
+    assert command(trained, *words) == 0
+
+
 def test_one_model_is_loaded_at_a_time(trained: Workspace, monkeypatch: pytest.MonkeyPatch):
     """Each is gone before the next is loaded; in portions of two cases and of one, the scores are the same."""
     command(trained)
@@ -254,6 +273,23 @@ def test_prediction_follows_a_pair_with_a_filter(
                 assert own.dice <= own.signs.models_agree + 1e-4
                 assert own.low <= own.dice <= own.high
     assert changed, "the filter removed nothing, so the test shows nothing"
+
+
+def test_a_filter_for_no_structure_is_refused(
+    trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A name with a typing error in best.json stops the prediction; nothing is written, and the names are said."""
+    command(trained)
+    best = best_of(trained).model_dump(mode="json")
+    best["filters"] = [{"structure": "bal", "kind": "largest", "least_mm3": 0.0, "reason": "planted"}]
+    write_json(trained.best_file(DATASET), best)
+    source, root = trained.raw / DATASET / "imagesTs", str(trained.results.parent)
+    words = ["-i", str(source), "-o", str(tmp_path / "out"), "-d", DATASET, "--device", "cpu", "--workspace", root]
+    assert predict.main(words) == 2
+    said = capsys.readouterr().err
+    assert "a structure that the model does not have" in said
+    assert "ball" in said
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
 def test_explicit_words_override_what_was_found(trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

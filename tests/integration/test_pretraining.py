@@ -220,7 +220,7 @@ def test_images_that_lack_a_label_are_seen_and_no_others_dropped_unsaid(tmp_path
     assert any("2 of 6 images have no label and are seen too" in text for text in reporter.messages)
     (line,) = [text for text in reporter.messages if "as planning left them out" in text]
     assert "1 of 6 images are not seen" in line
-    assert f"--images {folder / 'imagesTr'}" in line
+    assert f"the folder {folder / 'imagesTr'} in place of imagesTr" in line
     path = str(folder / "imagesTr")
     seen = run(workspace, tmp_path, images=(path, "imagesTr"), **once).about.datasets[0]
     assert seen.all_cases == {f"case_{index}" for index in range(6)}

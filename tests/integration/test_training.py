@@ -27,9 +27,10 @@ from samunet.pipeline.train import TrainingResult, train
 from samunet.pipeline.training_run import TrainingRequest
 from samunet.training.checkpointing import RunIdentity, checkpoint_file, save_resumable
 from samunet.training.data import SliceDataset
+from samunet.training.events import FoldEvents
 from samunet.training.objective import SemanticObjective
 from samunet.training.self_training import LESSONS, SelfTaughtSlices
-from samunet.training.trainer import Trainer
+from samunet.training.trainer import NUM_MILESTONES, Trainer
 from samunet.training.validation import VolumeEvaluator
 from tests.samples import DATASET, install, make_case, make_plan, make_recipe, prepare
 
@@ -375,6 +376,27 @@ def test_patience_stops_early(workspace: Workspace, monkeypatch: pytest.MonkeyPa
     result = run(workspace, fold="all", epochs=9, patience=2)
     manifest = read_checkpoint(checkpoint_file(result.folder, "final")).manifest
     assert manifest.epochs == 3
+
+
+def test_patience_watches_every_epoch_for_a_tenth_of_it_and_plots_at_milestones(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    """What is only plotted is predicted no more often than without patience; the time given is a share of an epoch."""
+    asked: list[tuple[bool, float, float]] = []
+
+    def evaluate(_: FoldEvents, trainer: Trainer, seconds: float, *, plot: bool) -> dict[str, float | None]:
+        asked.append((plot, seconds, trainer.elapsed))
+        return {"monitor": 0.5}
+
+    monkeypatch.setattr(FoldEvents, "evaluate", evaluate)
+    result = run(workspace, fold="all", minutes=0.05, patience=99, processor_clock=True, num_workers=None)
+    rows = [json.loads(line) for line in (result.folder / "training_log.jsonl").read_text().splitlines()]
+    assert len(asked) == len(rows)
+    assert sum(plot for plot, _, _ in asked) <= NUM_MILESTONES
+    before = 0.0
+    for _, seconds, elapsed in asked:
+        assert seconds <= 0.2 * (elapsed - before) + 1e-6
+        before = elapsed
 
 
 def test_patience_without_anything_to_watch_stops_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch):

@@ -97,11 +97,11 @@ def test_a_missing_description_is_a_config_error(tmp_path: Path) -> None:
 
 
 def test_every_training_case_needs_a_group(tmp_path: Path) -> None:
-    """Groups are read where the file exists; an unlisted case is named."""
+    """Groups are read where the file exists, of other images too; an unlisted case is named."""
     folder = make_dataset(tmp_path / "Dataset001_A")
     groups = {"case_0": "p1", "case_1": "p1", "case_2": "p2", "other": "p3"}
     (folder / "case_groups.json").write_text(json.dumps(groups))
-    assert load_raw_dataset(folder).groups == {"case_0": "p1", "case_1": "p1", "case_2": "p2"}
+    assert load_raw_dataset(folder).groups == groups
     (folder / "case_groups.json").write_text(json.dumps({"case_0": "p1"}))
     with pytest.raises(ConfigError, match="without a group") as caught:
         load_raw_dataset(folder)

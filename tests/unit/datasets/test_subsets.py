@@ -90,6 +90,11 @@ def test_a_list_of_cases_is_read_from_words_lines_and_json(tmp_path: Path) -> No
     assert read_case_list("a, b") == read_case_list(str(lines)) == read_case_list(str(array)) == ("a", "b")
     with pytest.raises(UsageError, match="not valid JSON"):
         read_case_list(str(broken))
+    lines.write_text("a\nb\n", encoding="utf-8-sig")
+    assert read_case_list(str(lines)) == ("a", "b"), "as spreadsheets write UTF-8"
+    lines.write_text("a\nb\n", encoding="utf-16")
+    with pytest.raises(UsageError, match="no text in UTF-8"):
+        read_case_list(str(lines))
     many = tuple(f"patient_{number:04d}" for number in range(500))
     assert read_case_list(",".join(many)) == many
 

@@ -131,6 +131,10 @@ def test_intensities_are_compared_with_what_preprocessing_recorded() -> None:
     assert flags(known, volume) == {}
     brighter = set(flags(known, volume.with_data(volume.data * 3)))
     assert brighter == {f"{name} of MRI, raw" for name in ("percentile 0.5", "median", "percentile 99.5")}
+    two = [record.model_copy(update={"intensities": record.intensities * 2}) for record in records]
+    names = {known.fact for known in intensity_ranges(two, ["MRI", "MRI"])}
+    assert len(names) == 12, "channels of one name are told apart"
+    assert "median of MRI (channel 1), raw" in names
     bare = [record.model_copy(update={"intensities": ()}) for record in records]
     assert intensity_ranges([*records, *bare], PLAN.channel_names) == ()
 
