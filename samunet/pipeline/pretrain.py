@@ -223,6 +223,8 @@ def _existing_files(folder: Path, request: PretrainingRequest) -> list[Path]:
         raise UsageError("there is no run here to continue", file=folder, todo="leave --c out, or give its --name")
     if existing and not (request.overwrite or request.resume):
         raise UsageError("there is a run here already", file=folder, todo="--c continues it, --overwrite replaces it")
+    if request.overwrite and Path(request.weights.rpartition(":")[2]).resolve().parent == folder.resolve():
+        raise UsageError("the run would replace the weights that it begins with", file=folder, todo="give it a --name")
     return existing
 
 

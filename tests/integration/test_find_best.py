@@ -275,9 +275,7 @@ def test_prediction_follows_a_pair_with_a_filter(
     assert changed, "the filter removed nothing, so the test shows nothing"
 
 
-def test_a_filter_for_no_structure_is_refused(
-    trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_filter_for_no_structure_is_refused(trained: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """A name with a typing error in best.json stops the prediction; nothing is written, and the names are said."""
     command(trained)
     best = best_of(trained).model_dump(mode="json")

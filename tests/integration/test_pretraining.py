@@ -325,6 +325,8 @@ def test_labels_stay_known_when_an_earlier_stage_is_gone(planned: Workspace, tmp
     run(planned, tmp_path, name="first", left_out_fold="0", overwrite=True, **options)
     base = as_base(locate_weights(str(then.file), get_spec("vit_t_xs"), offline=True))
     assert labels_read(base, DATASET) == {f"case_{index}" for index in range(5)}
+    with pytest.raises(UsageError, match="the weights that it begins with"):
+        run(planned, tmp_path, name="first", weights=str(first.file), overwrite=True, **options)
     first.file.unlink()
     told = SilentReporter()
     tell_what_was_seen(base, DATASET, ["case_0"], told)
