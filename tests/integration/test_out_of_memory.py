@@ -169,7 +169,7 @@ def test_an_evaluation_that_runs_out_of_memory_is_skipped(tmp_path: Path, monkey
     expected = tensors(run(workspace))
     calls: list[bool] = []
 
-    def refuse(*_: object) -> dict[str, float | None]:
+    def refuse(*_: object, **_options: object) -> dict[str, float | None]:
         calls.append(True)
         raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)\nDetails")
 
