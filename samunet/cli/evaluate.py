@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from samunet.cli.arguments import (
     positive_number,
 )
 from samunet.cli.render import TerminalReporter, format_table, run_command
+from samunet.core.cores import default_processes
 from samunet.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
         pairs,
         labels=labels,
         tolerance_mm=options.tolerance,
-        processes=options.processes or suggest_processes(pairs, labels, limit=_available_cores()),
+        processes=options.processes or suggest_processes(pairs, labels, limit=default_processes()),
         reporter=reporter,
         surface=not options.no_surface,
         unmatched=unmatched,
@@ -171,10 +171,6 @@ def _compare(report: EvaluationReport, other: Path, output: Path, reporter: Term
 
 def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _available_cores() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from samunet.cli.arguments import (
@@ -15,6 +14,7 @@ from samunet.cli.arguments import (
     positive_number,
 )
 from samunet.cli.render import TerminalReporter, run_command
+from samunet.core.cores import default_processes
 
 DESCRIPTION = (
     "Verifies raw datasets in nnU-Net's format, measures them, decides how to train on them (every decision with its "
@@ -36,7 +36,7 @@ def build_parser() -> CommandParser:
         help="configurations to preprocess (default: all but those with intensities of their own)",
     )
     parser.add_argument(
-        "-np", "--processes", type=positive_count, default=_default_processes(), metavar="N", help="processes"
+        "-np", "--processes", type=positive_count, default=default_processes(), metavar="N", help="processes"
     )
     parser.add_argument(
         "--gpu-memory",
@@ -102,10 +102,6 @@ def _one(dataset: str, options: argparse.Namespace, reporter: TerminalReporter) 
         reporter.warn(f"{name} could not be preprocessed: {error}")
     reporter.info(f"written: {result.folder}")
     return 1 if result.failed or result.fingerprint.left_out else 0
-
-
-def _default_processes() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from samunet.cli.arguments import (
     positive_number,
 )
 from samunet.cli.render import TerminalReporter, run_command
+from samunet.core.cores import default_processes
 
 
 def build_parser() -> CommandParser:
@@ -70,7 +71,12 @@ def build_parser() -> CommandParser:
     existing.add_argument("--overwrite", action="store_true", help="replace an existing run")
     run.add_argument("--workers", type=natural_number, help="loader processes (default: 1 on a CPU, to 8 beside a GPU)")
     run.add_argument(
-        "-np", "--processes", type=positive_count, default=1, metavar="N", help="processes that preprocess new images"
+        "-np",
+        "--processes",
+        type=positive_count,
+        default=default_processes(),
+        metavar="N",
+        help="processes that preprocess new images",
     )
     add_workspace_flags(parser)
     return parser

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samunet.artifacts.plan import ResolvedRecipe
 from samunet.artifacts.workspace import Workspace
+from samunet.core.cores import default_processes
 from samunet.core.errors import StoreError, UsageError
 from samunet.core.files import sha256_json
 from samunet.core.log import Reporter
@@ -76,6 +77,7 @@ def unlabelled_cases(
         images=tuple(dict.fromkeys(unlabelled)),
         left_out=tuple(others),
         left_out_fold=None if fold == ALL_CASES else fold,
+        num_processes=default_processes(),
     )
     (source,) = read_sources(images, [planned], [recipe], workspace, reporter)
     found = {name: CaseStore(folder) for folder, names in source.stores for name in names}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from time import monotonic, process_time
 
 from samunet.artifacts.checkpoint import ClockName
+from samunet.core.cores import MOST_PROCESSES, available_cores
 from samunet.core.errors import UsageError
 
 CLOCKS: dict[ClockName, Callable[[], float]] = {"wall": monotonic, "processor": process_time}
@@ -59,5 +59,4 @@ def loader_workers(asked: int | None, clock: ClockName, device: str) -> int:
 
 def default_workers(device: str) -> int:
     """Loader processes: one beside a CPU that trains, a few beside a GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device == "cpu" else max(1, min(8, cores - 1))
+    return 1 if device == "cpu" else max(1, min(MOST_PROCESSES, available_cores() - 1))
